@@ -1,0 +1,24 @@
+# `make` alone: check and test.
+.PHONY: all setup run test check fmt bench soak test-node clean
+PYTHON ?= python3
+STAMP := .venv/.stamp
+
+all: check test
+
+setup: $(STAMP)
+
+run: setup ; @.venv/bin/python -m bench.demo
+test: setup ; .venv/bin/python -m pytest
+check: setup ; .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
+fmt: setup ; .venv/bin/ruff check --fix && .venv/bin/ruff format
+bench: setup ; .venv/bin/python -m bench.hotpath
+soak: setup ; .venv/bin/python -m pytest -m soak --timeout 3600
+test-node: setup ; .venv/bin/python -m pytest tests/node
+clean: ; rm -rf .venv var/demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

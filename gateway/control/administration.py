@@ -1,0 +1,144 @@
+"""What an operator does: accounts, keys, credits, the ledger's check. The same for the command line and the admin socket.
+
+Words come in as text (amounts as decimal USD) and are checked here; secrets are made here, returned once and kept
+nowhere. Refusals are caller faults, a store that fails is StoreUnavailable.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from gateway.control.passwords import FORM
+from gateway.control.store import Account, Key, LedgerReport, LimitReset, Store
+from gateway.domain.errors import BadRequest
+from gateway.domain.keys import KeyRecord, digest, label, new_secret
+from gateway.domain.money import format_usd, parse_usd
+
+NAME_MAX = 200
+NOTE_MAX = 500
+EMAIL_MAX = 254  # RFC 5321
+
+# Deliberately narrower than what mail allows: no quotes, no blanks, no look-alike letters.
+_EMAIL = re.compile(r"[a-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*")
+
+
+class NewAccount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    email: str
+    usd: str = "0"  # first credit
+    password_hash: str | None = None  # as `passwords.hash_password` makes it; a plain password does not travel
+
+
+class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    account_id: str
+    name: str
+    limit: str | None = None  # USD
+    limit_reset: LimitReset | None = None
+    management: bool = False
+
+
+class NewCredits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    account_id: str
+    usd: str
+    note: str = ""
+
+
+class AccountCreated(msgspec.Struct, frozen=True, kw_only=True):
+    account_id: str
+    key: str
+    management_key: str
+
+
+class KeyCreated(msgspec.Struct, frozen=True, kw_only=True):
+    key: str
+    hash: str
+
+
+class CreditsAdded(msgspec.Struct, frozen=True, kw_only=True):
+    balance_usd: msgspec.Raw  # a JSON number with all its digits, which no float is in between
+
+
+class Administration:
+    """`on_key_changed(digest, record)` is called after each commit that made or changed a key."""
+
+    def __init__(self, *, store: Store, on_key_changed: Callable[[str, KeyRecord], None]) -> None:
+        self._store = store
+        self._on_key_changed = on_key_changed
+
+    async def create_account(self, wish: NewAccount) -> AccountCreated:
+        """An account with an inference key, a management key and its first credit, all or nothing. Raises Conflict: the email exists."""
+        account = Account(
+            id=f"user_{secrets.token_hex(12)}",
+            email=_email(wish.email),
+            created_at_ms=_now_ms(),
+            password_hash=_password_hash(wish.password_hash),
+        )
+        secret, management_secret = new_secret(), new_secret()
+        keys = (_key(secret, account.id, "default"), _key(management_secret, account.id, "management", management=True))
+        await self._store.create_account(account, keys, topup_nanos=_nanos("usd", wish.usd))
+        for key in keys:
+            self._on_key_changed(key.digest, key.record())
+        return AccountCreated(account_id=account.id, key=secret, management_key=management_secret)
+
+    async def create_key(self, wish: NewKey) -> KeyCreated:
+        """Raises NotFound: no such account."""
+        secret = new_secret()
+        limit_nanos = _nanos("limit", wish.limit) if wish.limit is not None else None
+        key = _key(secret, wish.account_id, _text("name", wish.name, 1, NAME_MAX), management=wish.management)
+        key = msgspec.structs.replace(key, limit_nanos=limit_nanos, limit_reset=wish.limit_reset)
+        await self._store.create_key(key)
+        self._on_key_changed(key.digest, key.record())
+        return KeyCreated(key=secret, hash=key.digest)
+
+    async def add_credits(self, wish: NewCredits) -> CreditsAdded:
+        """Raises NotFound: no such account."""
+        nanos = _nanos("usd", wish.usd)
+        if nanos == 0:
+            raise BadRequest("usd: must be more than 0")
+        balance_nanos = await self._store.add_credits(wish.account_id, nanos, note=_text("note", wish.note, 0, NOTE_MAX))
+        return CreditsAdded(balance_usd=msgspec.Raw(format_usd(balance_nanos).encode()))
+
+    async def verify_ledger(self) -> LedgerReport:
+        return await self._store.verify_ledger()
+
+
+def _key(secret: str, account_id: str, name: str, *, management: bool = False) -> Key:
+    return Key(digest=digest(secret), account_id=account_id, name=name, label=label(secret), created_at_ms=_now_ms(), management=management)
+
+
+def _email(text: str) -> str:
+    email = text.strip().lower()
+    if len(email) > EMAIL_MAX or not _EMAIL.fullmatch(email):
+        raise BadRequest("email: not an address such as name@example.com")
+    return email
+
+
+def _password_hash(text: str | None) -> str | None:
+    if text is not None and not FORM.fullmatch(text):
+        raise BadRequest("password_hash: not of the form scrypt$n$r$p$salt$hash")
+    return text
+
+
+def _nanos(field: str, text: str) -> int:
+    try:
+        nanos = parse_usd(text)
+    except ValueError as error:
+        raise BadRequest(f"{field}: {error}") from None
+    if nanos < 0:
+        raise BadRequest(f"{field}: must not be negative")
+    return nanos
+
+
+def _text(field: str, text: str, length_min: int, length_max: int) -> str:
+    text = text.strip()
+    if not length_min <= len(text) <= length_max or not text.isprintable():
+        raise BadRequest(f"{field}: must be {length_min} to {length_max} printable characters")
+    return text
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,195 @@
+"""The public catalog: /models, /models/count, one model, its endpoints, the providers. Readable without a key.
+
+Rows are rendered once per catalog; a request only picks among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from urllib.parse import urlencode
+
+import msgspec
+import orjson
+from aiohttp import web
+
+from gateway.control.api.http import answer
+from gateway.control.api.model_rows import cheapest, endpoint_row, model_endpoints_row, model_row, provider_row, supported_parameters
+from gateway.control.catalog_source import CatalogSource
+from gateway.domain.catalog import Catalog, Model
+from gateway.domain.errors import BadRequest, NotFound
+from gateway.domain.money import parse_usd
+
+LIMIT_DEFAULT = 500
+LIMIT_MAX = 1000
+OFFSET_MAX = 10**9
+DYNAMIC_VARIANTS = (":nitro", ":floor", ":exacto", ":online")  # name a way of routing, not a model of their own
+
+
+class _Listed(msgspec.Struct, frozen=True):
+    model: Model
+    row: orjson.Fragment
+    parameters: frozenset[str]
+    prompt: int  # nanos per million tokens, of the cheapest endpoint
+    completion: int
+
+
+Keep = Callable[[_Listed], bool]
+
+
+class ModelsApi:
+    """Handlers over the catalog in force."""
+
+    def __init__(self, *, catalogs: CatalogSource) -> None:
+        self._catalogs = catalogs
+        self._listed: list[_Listed] = []
+        self._listed_of: Catalog | None = None
+
+    def routes(self) -> list[web.RouteDef]:
+        paths = {
+            "/models": self.models,
+            "/models/count": self.count,
+            "/embeddings/models": self.embedding_models,
+            "/model/{author}/{slug}": self.model,
+            "/models/{author}/{slug}/endpoints": self.endpoints,
+            "/endpoints/zdr": self.zdr_endpoints,
+            "/providers": self.providers,
+        }
+        return [web.get(prefix + path, handler) for prefix in ("/api/v1", "/v1") for path, handler in paths.items()]
+
+    async def models(self, request: web.Request) -> web.Response:
+        return _page(request, self._matching(request.query))
+
+    async def embedding_models(self, request: web.Request) -> web.Response:
+        return _page(request, self._matching({**request.query, "output_modalities": "embeddings"}))
+
+    async def count(self, request: web.Request) -> web.Response:
+        return answer({"data": {"count": len(self._matching(request.query))}})
+
+    async def model(self, request: web.Request) -> web.Response:
+        return answer({"data": model_row(self._named(request))})
+
+    async def endpoints(self, request: web.Request) -> web.Response:
+        return answer({"data": model_endpoints_row(self._named(request), self._catalogs.catalog)})
+
+    async def zdr_endpoints(self, request: web.Request) -> web.Response:
+        catalog = self._catalogs.catalog
+        rows = []
+        for model in catalog.models.values():
+            for endpoint in model.endpoints:
+                provider = catalog.providers[endpoint.provider]
+                if provider.data is not None and provider.data.zdr:
+                    rows.append(endpoint_row(model, endpoint, provider))
+        return answer({"data": rows})
+
+    async def providers(self, request: web.Request) -> web.Response:
+        return answer({"data": [provider_row(provider) for provider in self._catalogs.catalog.providers.values()]})
+
+    def _named(self, request: web.Request) -> Model:
+        name = f"{request.match_info['author']}/{request.match_info['slug']}"
+        catalog = self._catalogs.catalog
+        model = catalog.find(name)
+        while model is None and name.endswith(DYNAMIC_VARIANTS):
+            name = name.rpartition(":")[0]
+            model = catalog.find(name)
+        if model is None or not model.endpoints:
+            raise NotFound("Model not found")
+        return model
+
+    def _matching(self, query: Mapping[str, str]) -> list[_Listed]:
+        keeps = _filters(query)
+        found = [listed for listed in self._rows() if all(keep(listed) for keep in keeps)]
+        if (order := _ORDERS.get(query.get("sort", ""))) is not None:
+            found.sort(key=order)
+        return found
+
+    def _rows(self) -> list[_Listed]:
+        catalog = self._catalogs.catalog
+        if self._listed_of is not catalog:
+            self._listed = [_listed(model) for model in catalog.models.values() if model.endpoints]
+            self._listed_of = catalog
+        return self._listed
+
+
+def _listed(model: Model) -> _Listed:
+    price = cheapest(model).price
+    return _Listed(
+        model, orjson.Fragment(orjson.dumps(model_row(model))), frozenset(supported_parameters(model)), price.prompt, price.completion
+    )
+
+
+_ORDERS: dict[str, Callable[[_Listed], int]] = {
+    "pricing-low-to-high": lambda listed: listed.prompt + listed.completion,
+    "pricing-high-to-low": lambda listed: -(listed.prompt + listed.completion),
+    "context-high-to-low": lambda listed: -listed.model.context_length,
+    "newest": lambda listed: -listed.model.created,
+}
+
+
+def _filters(query: Mapping[str, str]) -> list[Keep]:
+    """One test for each filter that is given. Unknown parameters are ignored, as everywhere in the contract."""
+    outputs = _words(query.get("output_modalities", "text"))
+    keeps: list[Keep] = []
+    if "all" not in outputs:
+        keeps.append(lambda listed: not outputs.isdisjoint(listed.model.output_modalities))
+    if inputs := _words(query.get("input_modalities", "")):
+        keeps.append(lambda listed: inputs.issubset(listed.model.input_modalities))
+    if parameters := _words(query.get("supported_parameters", "")):
+        keeps.append(lambda listed: parameters <= listed.parameters)
+    if authors := _words(query.get("model_authors", "")):
+        keeps.append(lambda listed: listed.model.id.partition("/")[0] in authors)
+    if providers := _words(query.get("providers", "")):
+        keeps.append(lambda listed: any(endpoint.provider in providers for endpoint in listed.model.endpoints))
+    if sought := query.get("q", "").strip().lower():
+        keeps.append(lambda listed: sought in listed.model.id.lower() or sought in listed.model.name.lower())
+    if (context := _whole(query, "context", 0, 10**12)) is not None:
+        keeps.append(lambda listed: listed.model.context_length >= context)
+    return keeps + list(_price_filters(query))
+
+
+def _price_filters(query: Mapping[str, str]) -> Iterable[Keep]:
+    """Limits in USD per million tokens, which as nanos are the very unit of our prices."""
+    limits = {name: _usd(query, name) for name in ("min_price", "max_price", "min_output_price", "max_output_price")}
+    if (least := limits["min_price"]) is not None:
+        yield lambda listed: listed.prompt >= least
+    if (most := limits["max_price"]) is not None:
+        yield lambda listed: listed.prompt <= most
+    if (least_out := limits["min_output_price"]) is not None:
+        yield lambda listed: listed.completion >= least_out
+    if (most_out := limits["max_output_price"]) is not None:
+        yield lambda listed: listed.completion <= most_out
+
+
+def _page(request: web.Request, found: list[_Listed]) -> web.Response:
+    """All rows, or one page when the caller asks for pages."""
+    offset = _whole(request.query, "offset", 0, OFFSET_MAX)
+    limit = _whole(request.query, "limit", 1, LIMIT_MAX)
+    shown, following = found, None
+    if offset is not None or limit is not None:
+        offset, limit = offset or 0, limit or LIMIT_DEFAULT
+        shown = found[offset : offset + limit]
+        if offset + limit < len(found):
+            following = f"{request.path}?{urlencode({**request.query, 'offset': offset + limit, 'limit': limit})}"
+    return answer({"data": [listed.row for listed in shown], "total_count": len(found), "links": {"next": following}})
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(word.strip() for word in text.split(",") if word.strip())
+
+
+def _whole(query: Mapping[str, str], name: str, least: int, most: int) -> int | None:
+    text = query.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 15 and least <= int(text) <= most):
+        raise BadRequest(f"{name} must be a whole number from {least} to {most}")
+    return int(text)
+
+
+def _usd(query: Mapping[str, str], name: str) -> int | None:
+    text = query.get(name)
+    if text is None:
+        return None
+    try:
+        return parse_usd(text)
+    except ValueError as error:
+        raise BadRequest(f"{name}: {error}") from None

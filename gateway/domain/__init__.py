@@ -1,0 +1,1 @@
+"""Words: structs and their own invariants. No I/O, no clock, no chance."""

@@ -1,0 +1,40 @@
+"""API keys: their form, their digest, and what an edge must know of one."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import Literal
+
+import msgspec
+
+PREFIX = "sk-or-v1-"
+
+
+class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What admission needs of a key. The secret itself is never stored anywhere."""
+
+    digest: str  # lowercase hex SHA-256 of the whole plaintext; also the public id of the key (`hash`)
+    account_id: str
+    name: str
+    label: str  # masked form for display and logs
+    management: bool = False  # a management (provisioning) key: refused on inference
+    disabled: bool = False
+    expires_at_s: int | None = None  # unix seconds; None: never
+    limit_nanos: int | None = None  # what may be spent per window; None: no limit of its own
+    limit_reset: Literal["daily", "weekly", "monthly"] | None = None  # None: the window is all time
+
+
+def new_secret() -> str:
+    """A fresh plaintext key: prefix and 256 random bits as 64 hex digits."""
+    return PREFIX + secrets.token_hex(32)
+
+
+def digest(secret: str | bytes) -> str:
+    """Lowercase hex SHA-256 of the full plaintext, as clients can compute it too."""
+    return hashlib.sha256(secret if isinstance(secret, bytes) else secret.encode()).hexdigest()
+
+
+def label(secret: str) -> str:
+    """`sk-or-v1-abc...123`: safe to show and to log."""
+    return f"{secret[: len(PREFIX) + 3]}...{secret[-3:]}"

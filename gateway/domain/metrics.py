@@ -1,0 +1,88 @@
+"""The metrics this product exports: names, help, labels and buckets, in one table.
+
+Edges count by these names, control renders them, the README lists them. Label values come from closed sets
+(routes, status codes, catalog names, outcomes): never a key, an account or a path.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+OVERHEAD = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
+LAG = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+
+class Metric(msgspec.Struct, frozen=True):
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()  # upper bounds, without +Inf
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("gateway_requests_total", "counter", "Caller requests answered, by route and status code.", ("route", "code")),
+        Metric("gateway_refusals_total", "counter", "Requests that ended in an error, by error code.", ("code",)),
+        Metric("gateway_attempts_total", "counter", "Calls to endpoints, by outcome.", ("provider", "model", "outcome")),
+        Metric("gateway_inflight_requests", "gauge", "Caller requests being served now."),
+        Metric("gateway_inflight_attempts", "gauge", "Calls to a provider under way now.", ("provider",)),
+        Metric("gateway_connections", "gauge", "Open caller connections."),
+        Metric("gateway_upstream_connections_total", "counter", "Provider connections opened.", ("provider",)),
+        Metric(
+            "gateway_dropped_events_total",
+            "counter",
+            "Provider events dropped: their data was neither an object nor [DONE].",
+            ("provider",),
+        ),
+        Metric("gateway_overhead_seconds", "histogram", "Time inside the gateway per request, not waiting for the provider.", (), OVERHEAD),
+        Metric(
+            "gen_ai_server_time_to_first_token_seconds",
+            "histogram",
+            "Request sent to first content, by provider and model.",
+            ("provider", "model"),
+            SECONDS,
+        ),
+        Metric(
+            "gen_ai_server_time_per_output_token_seconds",
+            "histogram",
+            "Time per output token after the first.",
+            ("provider", "model"),
+            PER_TOKEN,
+        ),
+        Metric(
+            "gen_ai_server_request_duration_seconds",
+            "histogram",
+            "Whole answer of the endpoint that served.",
+            ("provider", "model"),
+            SECONDS,
+        ),
+        Metric("gen_ai_client_token_usage", "counter", "Tokens reported by providers.", ("provider", "model", "token_type")),
+        Metric("gateway_loop_lag_seconds", "histogram", "How late the event loop ran a timer.", ("process",), LAG),
+        Metric(
+            "gateway_log_dropped_total", "counter", "Log lines dropped because the reader of stderr was too slow or gone.", ("process",)
+        ),
+        Metric("gateway_process_starts_total", "counter", "Processes started by the supervisor.", ("process",)),
+        Metric("gateway_catalog_reloads_total", "counter", "Catalog reloads by result.", ("result",)),
+        Metric("gateway_edges", "gauge", "Edges joined to control."),
+    )
+}
+
+
+class HistogramSample(msgspec.Struct, frozen=True, array_like=True):
+    buckets: list[int]  # counts per bucket, not cumulative; the last one is +Inf
+    sum: float
+
+
+class Samples(msgspec.Struct, frozen=True):
+    """All figures of one process since it started: metric name -> label values -> figure."""
+
+    numbers: dict[str, dict[tuple[str, ...], float]] = {}
+    histograms: dict[str, dict[tuple[str, ...], HistogramSample]] = {}

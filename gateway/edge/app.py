@@ -1,0 +1,148 @@
+"""One edge: the only constructor of its parts, and its life from the first welcome to the end of its drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import ssl
+from pathlib import Path
+
+from gateway.domain.catalog import Catalog
+from gateway.edge.exchange import Parts
+from gateway.edge.providers import Providers
+from gateway.edge.report import ExchangeReport
+from gateway.edge.resolver import Resolver
+from gateway.edge.server import EdgeServer
+from gateway.edge.snapshots import Keys, Snapshots
+from gateway.edge.telemetry import Telemetry
+from gateway.edge.upstream import Origin, Pool
+from gateway.link.client import LinkClient
+from gateway.link.pulse import ChildArgs, Pulse, pulse_interval_s
+from gateway.link.runtime import LINK, PUBLIC, RuntimeDir
+from gateway.log import Log
+from gateway.settings import Settings, load_settings
+
+SWEEP_S = 1.0
+LAG_S = 0.1  # how often the loop is asked how late it is
+
+
+class Edge:
+    """Entered once the process has a loop; `run` returns when the edge has drained."""
+
+    def __init__(self, args: ChildArgs, settings: Settings, log: Log) -> None:
+        loop = asyncio.get_running_loop()
+        self._args = args
+        self._settings = settings
+        self._log = log
+        self._loop = loop
+        self._stopping = asyncio.Event()
+        self._welcomed = asyncio.Event()
+        runtime = RuntimeDir(Path(settings.server.runtime_dir))
+        self._telemetry = Telemetry()
+        self._link = LinkClient(
+            address=runtime.socket(LINK),
+            slot=args.slot,
+            incarnation=args.incarnation,
+            pid=os.getpid(),
+            samples=self._telemetry.samples,
+            on_welcome=self._on_welcome,
+            on_key_changed=lambda digest, key: self._keys.change(digest, key),
+            on_catalog=self._on_catalog,
+            on_lost=lambda: log.warning("control_lost"),
+            on_refused=lambda reason: log.error("control_refused", reason=reason),
+        )
+        self._keys = Keys(self._link)
+        self._snapshots = Snapshots()
+        self._providers = Providers(telemetry=self._telemetry, calls_max=max(1, settings.upstream.inflight_max // args.workers))
+        self._report = ExchangeReport(self._telemetry, log)
+        self._control = Pool(
+            Origin(unix_path=runtime.socket(PUBLIC)), resolver=Resolver(), tls=None, calls_max=settings.upstream.inflight_max
+        )
+        self._server = EdgeServer(
+            settings=settings.server,
+            parts=Parts(
+                keys=self._keys,
+                snapshots=self._snapshots,
+                providers=self._providers,
+                report=self._report,
+                timeouts=settings.timeouts,
+                upstream=settings.upstream,
+            ),
+            control=self._control,
+            log=log,
+        )
+        self._pulse = Pulse(
+            args.pulse_fd,
+            interval_s=pulse_interval_s(settings.server.hang_s),
+            is_ready=lambda: self._server.listening,
+            on_orphaned=self._on_orphaned,
+        )
+        self._lag = self._telemetry.histogram("gateway_loop_lag_seconds", "edge")
+        self._dropped = self._telemetry.counter("gateway_log_dropped_total", "edge")
+        self._telemetry.gauge("gateway_connections", lambda: {(): self._server.connections})
+        self._telemetry.gauge("gateway_inflight_requests", lambda: {(): self._server.inflight})
+        self._telemetry.gauge("gateway_inflight_attempts", self._providers.calls)
+
+    async def run(self) -> None:
+        self._pulse.start()
+        self._loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
+        self._loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C reaches the whole group; the supervisor decides
+        await self._link.start()
+        self._watch_lag(self._loop.time())
+        self._sweep()
+        welcomed = asyncio.ensure_future(self._welcomed.wait())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait((welcomed, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not self._stopping.is_set():
+            await self._server.start(socket.socket(fileno=self._args.listen_fd), _tls(self._settings))
+            self._pulse.beat()
+            self._log.info("edge_ready", slot=self._args.slot, incarnation=self._args.incarnation)
+            await stopping
+        welcomed.cancel()
+        await self._server.drain()
+        await self._providers.close()
+        await self._control.close()
+        await self._link.stop()
+        self._pulse.stop()
+
+    def _on_welcome(self, catalog: Catalog, control: str) -> None:
+        self._keys.forget()
+        self._on_catalog(catalog)
+        self._welcomed.set()
+
+    def _on_catalog(self, catalog: Catalog) -> None:
+        self._providers.update(catalog)
+        self._snapshots.replace(catalog, lambda endpoint: self._providers.of(endpoint) is not None)
+        self._report.catalog_changed(catalog)
+
+    def _on_orphaned(self) -> None:
+        """The supervisor is gone: nobody would replace or drain us."""
+        self._log.error("supervisor_lost")
+        self._log.stop()
+        os._exit(3)
+
+    def _sweep(self) -> None:
+        self._providers.sweep()
+        self._control.sweep()
+        self._dropped.value = float(self._log.dropped)
+        self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _watch_lag(self, due: float) -> None:
+        now = self._loop.time()
+        self._lag.observe(max(0.0, now - due))
+        self._loop.call_later(LAG_S, self._watch_lag, now + LAG_S)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    if not settings.server.tls_cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(settings.server.tls_cert, settings.server.tls_key)
+    return context
+
+
+async def serve(args: ChildArgs, log: Log) -> None:
+    await Edge(args, load_settings(Path(args.config)), log).run()

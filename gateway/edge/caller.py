@@ -1,0 +1,508 @@
+"""One caller's connection: HTTP/1.1 read strictly, one request at a time, every wait bounded.
+
+Heads go through aiohttp's C parser (told that there are no bodies, so that it reads heads only), bodies through
+`wire.framing`. A request in doubt is refused and the connection closed: two readers of one byte stream must never
+disagree on where a request ends. What is asked is told to an `Exchange`, which answers through this object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import msgspec
+from aiohttp.http import HttpProcessingError, HttpRequestParser
+from aiohttp.http_exceptions import LineTooLong
+from multidict import CIMultiDictProxy
+
+from gateway.domain.errors import (
+    BadRequest,
+    BodyTooLarge,
+    CallerTimeout,
+    GatewayError,
+    HeadersTooLarge,
+    UnsupportedMediaType,
+    UriTooLong,
+    envelope,
+)
+from gateway.edge.deadline import Deadline
+from gateway.edge.responses import CONTINUE, LAST_CHUNK, answer_head, chunk, stream_head
+from gateway.settings import Server
+from gateway.wire.framing import Dechunker, FramingError, content_length
+
+HEAD_BYTES_MAX = 32768
+LINE_BYTES_MAX = 8190
+HEADERS_MAX = 128
+AHEAD_BYTES_MAX = 65536  # pipelined requests wait here, unread, until the one before is answered
+WRITE_HIGH_BYTES = 65536  # above this the upstream is paused
+LINGER_S = 2.0  # how long a refused caller may go on sending before the connection is cut
+LINGER_SLOW_S = 0.5  # the same for one who was refused for being slow
+LINGER_BYTES_MAX = 64 << 20  # callers who send a whole body before they read: thrown away unread, it costs time on the wire only
+
+
+class RequestHead(msgspec.Struct, frozen=True):
+    """A request's head, as far as anybody acts on it."""
+
+    method: str
+    target: str  # origin-form, as sent
+    path: str
+    headers: CIMultiDictProxy[str]
+    http10: bool
+
+
+class Exchange(Protocol):
+    """What a connection asks of the thing that answers a request."""
+
+    streaming: bool  # a caller who leaves while this is true ends the exchange
+
+    def on_body_awaited(self) -> None:
+        """The head is here and the body is not: a request that must fail anyway may be refused now."""
+
+    def on_body(self, body: bytes) -> None: ...
+    def on_body_refused(self, error: GatewayError) -> None:
+        """Instead of `on_body`: it broke its framing, a limit or its deadline. To be answered at once."""
+
+    def on_caller_gone(self) -> None: ...
+    def on_caller_slow(self) -> None: ...
+    def on_caller_ready(self) -> None: ...
+    def on_drain_end(self) -> None: ...
+
+
+class Door(Protocol):
+    """Who decides about requests: the edge's server."""
+
+    def open_exchange(self, caller: CallerConnection, head: RequestHead) -> Exchange: ...
+    def on_opened(self, caller: CallerConnection) -> None: ...
+    def on_closed(self, caller: CallerConnection) -> None: ...
+    def on_refused(self, error: GatewayError) -> None: ...
+    @property
+    def draining(self) -> bool: ...
+
+
+class CallerConnection(asyncio.Protocol):
+    """Reads requests one by one and writes their answers."""
+
+    __slots__ = (
+        "_ahead", "_between", "_body", "_body_bytes", "_buffer", "_chunked_out", "_deadline", "_dechunker", "_door", "_eof", "_exchange",
+        "_head_only", "_http11", "_keep_alive", "_left", "_lingered", "_loop", "_on_deadline", "_parser", "_reading_body", "_scanned",
+        "_settings", "_stall", "_transport", "_unsent", "_write_paused", "peer",
+    )  # fmt: skip
+
+    def __init__(self, door: Door, settings: Server) -> None:
+        self._door = door
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser = self._new_parser()
+        self._deadline = Deadline(self._loop, self._expired)
+        self._on_deadline: Callable[[], None] = self.close
+        self._stall = Deadline(self._loop, self._check_writes)
+        self._exchange: Exchange | None = None
+        self._buffer = bytearray()  # an incomplete head
+        self._scanned = 0  # bytes of it already searched for its end
+        self._ahead = bytearray()
+        self._between = True  # requests: what arrives begins the next one
+        self._reading_body = False
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._left = 0
+        self._dechunker: Dechunker | None = None
+        self._keep_alive = True
+        self._http11 = True
+        self._head_only = False
+        self._chunked_out = False
+        self._lingered = -1  # bytes thrown away while lingering; -1: not lingering
+        self._eof = False
+        self._write_paused = False
+        self._unsent = 0
+        self.peer = ""
+
+    def __repr__(self) -> str:
+        return f"<Caller {self.peer} {'busy' if self._exchange else 'idle'}>"
+
+    @property
+    def exchange(self) -> Exchange | None:
+        return self._exchange
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # uvloop's transports are not subclasses
+        assert self._transport is not None
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        address = transport.get_extra_info("peername")
+        self.peer = str(address[0]) if address else ""
+        connection = transport.get_extra_info("socket")
+        if connection is not None and connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._door.on_opened(self)
+        self._await_until(self._settings.request_head_s, self.close)
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingered >= 0:
+            self._throw_away(data)
+        elif self._reading_body:
+            self._on_body_bytes(data)
+        elif self._between:
+            self._on_head_bytes(data)
+        else:
+            self._ahead += data
+            if len(self._ahead) > AHEAD_BYTES_MAX and self._transport is not None:
+                self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """A half-closed caller of a whole answer still gets it; a stream's caller who stops talking has left."""
+        self._eof = True
+        exchange = self._exchange
+        return not (exchange is None or self._reading_body or exchange.streaming)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._deadline.close()
+        self._stall.close()
+        self._door.on_closed(self)
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.on_caller_gone()
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        self._watch_writes()
+        if self._exchange is not None:
+            self._exchange.on_caller_slow()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self._stall.clear()
+        if self._exchange is not None:
+            self._exchange.on_caller_ready()
+        elif self._lingered < 0 and self._transport is not None and not self._transport.is_closing():
+            self._await_request()
+
+    # Reading a request.
+
+    def _new_parser(self) -> HttpRequestParser:
+        return HttpRequestParser(
+            self,  # type: ignore[arg-type]  # it only wants a base protocol for bodies, and reads none
+            self._loop,
+            2**16,
+            max_line_size=LINE_BYTES_MAX,
+            max_headers=HEADERS_MAX,
+            max_field_size=LINE_BYTES_MAX,
+            response_with_body=False,
+            auto_decompress=False,
+        )
+
+    def _on_head_bytes(self, data: bytes) -> None:
+        buffer = self._buffer
+        if not buffer:
+            if data.startswith(b"\r\n"):  # one empty line before a request is to be ignored (RFC 9112 section 2.2)
+                data = data[2:]
+                if not data:
+                    return
+            end = data.find(b"\r\n\r\n") + 4
+            if 4 <= end <= HEAD_BYTES_MAX:
+                self._on_head(data[:end], data[end:])
+                return
+            self._await_until(self._settings.request_head_s, self._too_slow)
+        buffer += data
+        end = buffer.find(b"\r\n\r\n", max(0, self._scanned - 3)) + 4
+        self._scanned = len(buffer)
+        if 4 <= end <= HEAD_BYTES_MAX:
+            head, rest = bytes(buffer[:end]).removeprefix(b"\r\n"), bytes(buffer[end:])
+            buffer.clear()
+            self._scanned = 0
+            self._on_head(head, rest)
+        elif len(buffer) > LINE_BYTES_MAX + 16 and buffer.find(b"\r\n", 0, LINE_BYTES_MAX + 16) < 0:
+            self._refuse(UriTooLong("the request line is too long"))
+        elif len(buffer) > HEAD_BYTES_MAX:
+            self._refuse(HeadersTooLarge("the request's headers are too large"))
+
+    def _on_head(self, data: bytes, rest: bytes) -> None:
+        try:
+            head = self._read_head(data)
+            self._frame(head)
+        except GatewayError as error:
+            self._refuse(error)
+            return
+        self._deadline.clear()
+        self._between = False
+        exchange = self._exchange = self._door.open_exchange(self, head)
+        if not self._reading_body:
+            self._ahead += rest
+            exchange.on_body(b"")
+            return
+        self._await_until(self._settings.request_body_s, self._too_slow)
+        if rest:
+            self._on_body_bytes(rest)
+        if self._reading_body and self._exchange is exchange:
+            exchange.on_body_awaited()
+            if "Expect" in head.headers and self._exchange is exchange and not head.http10 and not rest:
+                self._write(CONTINUE)
+
+    def _read_head(self, data: bytes) -> RequestHead:
+        """Raises a CallerFault whenever the head is not plain HTTP/1.0 or 1.1 to an origin server."""
+        try:
+            messages, upgraded, _ = self._parser.feed_data(data)
+        except LineTooLong:
+            too_long_target = data.find(b"\r\n") > LINE_BYTES_MAX
+            raise (UriTooLong if too_long_target else HeadersTooLarge)("the request's head is too large") from None
+        except (HttpProcessingError, ValueError) as error:
+            if "Too many headers" in str(error):
+                raise HeadersTooLarge("the request has too many headers") from None
+            raise BadRequest("the request is not valid HTTP/1.1") from None
+        if upgraded:
+            self._parser = self._new_parser()  # offers to switch protocols are not taken up
+        if len(messages) != 1:
+            raise BadRequest("the request is not valid HTTP/1.1")
+        message = messages[0][0]
+        version = message.version
+        if version.major != 1 or version.minor not in (0, 1):
+            raise _VersionNotSupported("only HTTP/1.1 and HTTP/1.0 are spoken here")
+        if "Host" not in message.headers and version.minor == 1:  # the parser refuses a second one
+            raise BadRequest("the Host header is missing")
+        target = message.path
+        if message.method == "CONNECT" or not target.startswith("/") or data[len(message.method) + 1 : len(message.method) + 2] != b"/":
+            raise BadRequest("the request target must be a path")
+        self._http11 = version.minor == 1
+        self._keep_alive = self._http11 and not message.should_close
+        self._head_only = message.method == "HEAD"
+        return RequestHead(message.method, target, target.partition("?")[0], message.headers, version.minor == 0)
+
+    def _frame(self, head: RequestHead) -> None:
+        """Where the body ends; sets up its reading. Raises a CallerFault."""
+        headers = head.headers
+        coding = headers.get("Transfer-Encoding")
+        length = headers.get("Content-Length")
+        self._dechunker = None
+        self._left = 0
+        self._body_bytes = 0
+        if coding is not None:
+            if length is not None or head.http10:
+                raise BadRequest("the body's framing is ambiguous")
+            if ",".join(headers.getall("Transfer-Encoding")).strip().lower() != "chunked":
+                raise _NotImplemented("only the chunked transfer coding is understood")
+            self._dechunker = Dechunker()
+        elif length is not None:
+            try:
+                self._left = content_length(length)
+            except FramingError:
+                raise BadRequest("Content-Length is not a number") from None
+            if self._left > self._settings.body_bytes_max:
+                raise BodyTooLarge(f"the body is larger than {self._settings.body_bytes_max} bytes")
+        if "Content-Encoding" in headers and any(value.lower() != "identity" for value in headers.getall("Content-Encoding")):
+            raise UnsupportedMediaType("compressed bodies are not accepted; send the body without Content-Encoding")
+        if headers.get("Expect", "100-continue").lower() != "100-continue":
+            raise _ExpectationFailed("only 100-continue can be expected")
+        self._reading_body = self._dechunker is not None or self._left > 0
+
+    def _on_body_bytes(self, data: bytes) -> None:
+        dechunker = self._dechunker
+        rest = b""
+        if dechunker is None:
+            if len(data) > self._left:
+                data, rest = data[: self._left], data[self._left :]
+            self._left -= len(data)
+            ended = self._left == 0
+        else:
+            try:
+                data = dechunker.feed(data)
+            except FramingError:
+                self._refuse(BadRequest("the body's chunks are malformed"))
+                return
+            ended, rest = dechunker.done, dechunker.rest
+            if self._body_bytes + len(data) > self._settings.body_bytes_max:
+                self._refuse(BodyTooLarge(f"the body is larger than {self._settings.body_bytes_max} bytes"))
+                return
+        self._body_bytes += len(data)
+        self._body.append(data)
+        if not ended:
+            return
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        self._reading_body = False
+        self._deadline.clear()
+        if rest:
+            self._ahead += rest
+        if self._exchange is not None:
+            self._exchange.on_body(body)
+
+    def _next_request(self) -> None:
+        """The answer is complete; go on with what the caller sent meanwhile."""
+        self._exchange = None
+        if self._transport is None:
+            return
+        if self._reading_body:  # answered before the body was here
+            self._linger()
+        elif not self._keep_alive or self._eof or self._door.draining:
+            self.close()
+        elif not self._write_paused:  # who does not read is not asked for more
+            self._await_request()
+
+    def _await_request(self) -> None:
+        self._await_until(self._settings.client_idle_s, self.close)
+        if self._ahead:
+            # From the loop, not from here: ten thousand pipelined requests are not ten thousand stack frames.
+            self._loop.call_soon(self._on_ahead)
+        else:
+            self._between = True
+
+    def _on_ahead(self) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        data = bytes(self._ahead)
+        self._ahead.clear()
+        self._between = True
+        self._on_head_bytes(data)
+        if len(self._ahead) <= AHEAD_BYTES_MAX and not transport.is_closing() and not transport.is_reading():
+            transport.resume_reading()
+
+    # Answering.
+
+    def answer(self, status: int, body: bytes, headers: Iterable[tuple[str, str]] = (), *, content_type: str = "application/json") -> None:
+        """A whole answer, and on to the next request."""
+        keep = self._may_keep_alive()
+        self._keep_alive = keep
+        head = answer_head(status, len(body), headers, content_type, close=not keep)
+        self._write(head if self._head_only else head + body)
+        self._next_request()
+
+    def answer_error(self, error: GatewayError, headers: Iterable[tuple[str, str]] = ()) -> None:
+        """An error as the JSON envelope, with Retry-After where known."""
+        self.answer(error.http_status, envelope(error), (*headers, *error_headers(error)))
+
+    def begin_stream(self, status: int, headers: Iterable[tuple[str, str]], content_type: str | None = None, *, length: int = -1) -> None:
+        """The head of an answer that comes in pieces; `length` -1: unknown, so HTTP/1.0 callers get it until we close."""
+        self._chunked_out = self._http11 and length < 0
+        if length < 0 and not self._http11:
+            self._keep_alive = False
+        self._keep_alive = self._may_keep_alive()
+        self._write(stream_head(status, headers, content_type, close=not self._keep_alive, chunked=self._chunked_out))
+
+    def stream(self, data: bytes) -> None:
+        """A piece of the answer begun. May call back `on_caller_slow`."""
+        self._write(chunk(data) if self._chunked_out else data)
+
+    def end_stream(self, data: bytes = b"") -> None:
+        """The last piece, in one write with the end of the framing, and on to the next request."""
+        if self._chunked_out:
+            self._write(chunk(data) + LAST_CHUNK if data else LAST_CHUNK)
+        elif data:
+            self._write(data)
+        self._next_request()
+
+    def close(self) -> None:
+        """Close once everything written is sent, within `write_stall_s`."""
+        self._exchange = None
+        if self._transport is not None and not self._transport.is_closing():
+            self._deadline.clear()
+            if self._transport.get_write_buffer_size():
+                self._watch_writes()
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close_if_idle(self) -> None:
+        """Draining: a connection between requests has nothing to wait for."""
+        if self._exchange is None and not self._buffer and not self._ahead and self._lingered < 0:
+            self.close()
+
+    def _may_keep_alive(self) -> bool:
+        return self._keep_alive and not self._reading_body and not self._eof and not self._door.draining
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            if self._write_paused:
+                self._unsent += len(data)  # what is added says nothing about what the caller takes
+            self._transport.write(data)
+
+    # Refusing and waiting.
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Framing or size in doubt: answer, then read no further request from this connection."""
+        self._keep_alive = False
+        if self._exchange is not None:
+            self._exchange.on_body_refused(error)
+            return
+        self._door.on_refused(error)
+        body = envelope(error)
+        self._write(answer_head(error.http_status, len(body), (), "application/json", close=True) + body)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Closing while the caller still sends would reset the connection and lose the answer on its way."""
+        self._body.clear()
+        self._buffer.clear()
+        self._ahead.clear()
+        self._reading_body = False
+        self._dechunker = None
+        self._lingered = 0
+        transport = self._transport
+        if transport is None:
+            return
+        if self._eof:
+            self.close()
+            return
+        if transport.can_write_eof():
+            transport.write_eof()
+        if not transport.is_reading() and not transport.is_closing():
+            transport.resume_reading()
+        self._await_until(LINGER_S, self.abort)
+
+    def _throw_away(self, data: bytes) -> None:
+        self._lingered += len(data)
+        if self._lingered > LINGER_BYTES_MAX:
+            self.abort()
+
+    def _too_slow(self) -> None:
+        self._refuse(CallerTimeout("the request did not arrive in time"))
+        self._await_until(LINGER_SLOW_S, self.abort)
+
+    def _await_until(self, seconds: float, then: Callable[[], None]) -> None:
+        self._on_deadline = then
+        self._deadline.set(self._loop.time() + seconds)
+
+    def _watch_writes(self) -> None:
+        assert self._transport is not None
+        self._unsent = self._transport.get_write_buffer_size()
+        self._stall.set(self._loop.time() + self._settings.write_stall_s)
+
+    def _check_writes(self) -> None:
+        """A caller who takes something, however slowly, is slow; one who takes nothing is gone."""
+        if self._transport is None:
+            return
+        unsent = self._transport.get_write_buffer_size()
+        if unsent >= self._unsent:
+            self.abort()
+        elif unsent:
+            self._watch_writes()
+
+    def _expired(self) -> None:
+        self._on_deadline()
+
+
+class _VersionNotSupported(BadRequest):
+    status = 505
+    code = "http_version"
+
+
+class _NotImplemented(BadRequest):
+    status = 501
+    code = "not_implemented"
+
+
+class _ExpectationFailed(BadRequest):
+    status = 417
+    code = "expectation_failed"
+
+
+def error_headers(error: GatewayError) -> tuple[tuple[str, str], ...]:
+    """Headers that go with an error: Retry-After in whole seconds, rounded up."""
+    if error.retry_after_s is None:
+        return ()
+    return (("Retry-After", str(max(1, -int(-error.retry_after_s // 1)))),)

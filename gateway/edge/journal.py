@@ -1,0 +1,155 @@
+"""This edge's journal: one record per finished exchange, appended before the caller's last byte leaves.
+
+`write` alone survives the death of every process of ours; how soon the disk has it is `[journal] fsync`. A lock on the
+file tells control that this edge lives: the kernel gives it back when the edge dies, however it dies. A failed write
+or sync closes the journal for good, and with it admission: nothing is served that could be forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from gateway.domain.errors import Overloaded, StoreUnavailable
+from gateway.domain.generation import Generation
+from gateway.log import Log
+from gateway.wire import records
+
+ROTATE_BYTES = 64 * 1024 * 1024
+
+Fsync = Literal["batch", "always", "never"]
+
+
+class Journal:
+    """Appends to `edge-<slot>-<incarnation>.<n>` in `folder`. `on_appended` is called after each append."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        slot: int,
+        incarnation: str,
+        fsync: Fsync,
+        fsync_s: float,
+        bytes_max: int,
+        on_appended: Callable[[], None],
+        log: Log,
+    ) -> None:
+        self._folder = folder
+        self._stem = f"edge-{slot}-{incarnation}"
+        self._number = 0
+        self._fsync = fsync
+        self._fsync_s = fsync_s
+        self._bytes_max = bytes_max
+        self._on_appended = on_appended
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._fd = -1
+        self._sizes: dict[int, int] = {}  # bytes per file, from the one that control is reading to the one being written
+        self._failed = False
+        self._unsynced: list[Callable[[], None]] = []
+        self._sync: asyncio.Future[None] | None = None
+        self._dirty = False
+        self.pending_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<Journal {self._stem}.{self._number} pending {self.pending_bytes} bytes{' failed' if self._failed else ''}>"
+
+    def open(self) -> None:
+        """Make the first file. Raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._open_next()
+
+    def require_room(self) -> None:
+        """Admission asks first. Raises StoreUnavailable (a write failed) or Overloaded (control is too far behind)."""
+        if self._failed:
+            raise StoreUnavailable("charges cannot be recorded now; try again later", retry_after_s=5.0)
+        if self.pending_bytes > self._bytes_max:
+            raise Overloaded("too many charges wait to be recorded; try again shortly", retry_after_s=1.0)
+
+    def append(self, generation: Generation, then: Callable[[], None]) -> None:
+        """Write the record, then call `then`: at once, or after its sync with `fsync = "always"`."""
+        data = records.encode(generation)
+        try:
+            if self._sizes[self._number] + len(data) > ROTATE_BYTES:
+                self._open_next()
+            written = os.write(self._fd, data)
+            if written != len(data):
+                raise OSError("short write")
+        except OSError as error:
+            self._fail(error)
+            then()  # the answer was made and paid for: it is not the caller's fault that we cannot note it
+            return
+        self._sizes[self._number] += len(data)
+        self.pending_bytes += len(data)
+        self._dirty = True
+        if self._fsync == "always":
+            self._unsynced.append(then)
+            self._sync_soon(0.0)
+        else:
+            if self._fsync == "batch":
+                self._sync_soon(self._fsync_s)
+            then()
+        self._on_appended()
+
+    def committed(self, file: str, offset: int) -> None:
+        """Control has everything of `file` up to `offset` in the store."""
+        stem, _, number = file.rpartition(".")
+        if stem != self._stem:
+            return
+        for read in [each for each in self._sizes if each < int(number)]:
+            del self._sizes[read]
+        self.pending_bytes = sum(self._sizes.values()) - offset
+        assert self.pending_bytes >= 0
+
+    async def close(self) -> None:
+        """Sync what is there and give the lock back."""
+        while self._sync is not None:
+            await asyncio.wait((self._sync,))
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            if not self._failed and self._fsync != "never":
+                await asyncio.to_thread(os.fdatasync, fd)
+            os.close(fd)
+
+    def _open_next(self) -> None:
+        fd = os.open(
+            self._folder / f"{self._stem}.{self._number + 1}", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+        )
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        old, self._fd = self._fd, fd
+        self._number += 1
+        self._sizes[self._number] = 0
+        if old >= 0:
+            os.fdatasync(old)
+            os.close(old)
+
+    def _sync_soon(self, delay_s: float) -> None:
+        if self._sync is None:
+            self._sync = self._loop.create_task(self._sync_after(delay_s))
+
+    async def _sync_after(self, delay_s: float) -> None:
+        try:
+            if delay_s:
+                await asyncio.sleep(delay_s)  # the group's window
+            self._dirty = False
+            waiting, self._unsynced = self._unsynced, []
+            try:
+                await asyncio.to_thread(os.fdatasync, self._fd)
+            except OSError as error:
+                self._fail(error)
+            for then in waiting:
+                then()
+        finally:
+            self._sync = None
+            if self._dirty and not self._failed:  # appended while the disk was busy: the next group
+                self._sync_soon(delay_s)
+
+    def _fail(self, error: OSError) -> None:
+        if not self._failed:
+            self._failed = True
+            self._log.error("journal_failed", errno=error.errno, reason=error.strerror)

@@ -1,0 +1,133 @@
+"""What is told of a finished exchange: one log line, and figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gateway.domain.catalog import Catalog
+from gateway.domain.errors import GatewayError
+from gateway.edge.telemetry import Counter, Histogram, Telemetry
+from gateway.log import Log
+
+if TYPE_CHECKING:
+    from gateway.edge.attempts import Attempt
+    from gateway.edge.exchange import InferenceExchange
+
+ROUTES = {"chat": "chat_completions", "text": "completions"}
+
+
+class _Tokens(msgspec.Struct, frozen=True):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+_tokens_decoder = msgspec.json.Decoder(_Tokens)
+TOKENS_MAX = 2**31  # a count above this is not one
+
+
+class ExchangeReport:
+    """Looks metric children up once and then only adds."""
+
+    def __init__(self, telemetry: Telemetry, log: Log) -> None:
+        self._telemetry = telemetry
+        self._log = log
+        self._overhead = telemetry.histogram("gateway_overhead_seconds")
+        self._requests: dict[tuple[str, int], Counter] = {}
+        self._attempts: dict[tuple[str, str, str], Counter] = {}
+        self._histograms: dict[tuple[str, str, str], Histogram] = {}
+
+    def catalog_changed(self, catalog: Catalog) -> None:
+        """Children of vanished endpoints are not looked up any more; their figures stay."""
+        self._attempts.clear()
+        self._histograms.clear()
+
+    def finished(self, exchange: InferenceExchange, status: int, error: GatewayError | None) -> None:
+        self.answered(ROUTES[exchange.kind], status)
+        if error is not None:
+            self._telemetry.counter("gateway_refusals_total", error.code).add()
+        now = exchange.parts.loop.time()
+        for attempt in exchange.attempts:
+            self._attempt(attempt, now)
+        if exchange.attempts:
+            self._overhead.observe(exchange.overhead_s)
+        self._log.info("exchange", **_fields(exchange, status, error, now))
+
+    def refused(self, route: str, error: GatewayError) -> None:
+        """A request that never became an exchange."""
+        self.answered(route, error.http_status)
+        self._telemetry.counter("gateway_refusals_total", error.code).add()
+        self._log.info("refused", route=route, status=error.http_status, error=error.code)
+
+    def answered(self, route: str, status: int) -> None:
+        counter = self._requests.get((route, status))
+        if counter is None:
+            counter = self._requests[route, status] = self._telemetry.counter("gateway_requests_total", route, str(status))
+        counter.add()
+
+    def _attempt(self, attempt: Attempt, now: float) -> None:
+        provider, model = attempt.endpoint.provider, attempt.endpoint.model_id
+        label = (provider, model, attempt.outcome)
+        counter = self._attempts.get(label)
+        if counter is None:
+            counter = self._attempts[label] = self._telemetry.counter("gateway_attempts_total", *label)
+        counter.add()
+        if attempt.outcome != "ok":
+            return
+        self._histogram("gen_ai_server_request_duration_seconds", provider, model).observe(now - attempt.started_at)
+        tokens = _tokens(attempt.usage)
+        if attempt.streams and attempt.first_content_at:
+            self._histogram("gen_ai_server_time_to_first_token_seconds", provider, model).observe(
+                attempt.first_content_at - attempt.started_at
+            )
+            if tokens.completion_tokens > 1:
+                self._histogram("gen_ai_server_time_per_output_token_seconds", provider, model).observe(
+                    (now - attempt.first_content_at) / (tokens.completion_tokens - 1)
+                )
+        if tokens.prompt_tokens:
+            self._telemetry.counter("gen_ai_client_token_usage", provider, model, "input").add(tokens.prompt_tokens)
+        if tokens.completion_tokens:
+            self._telemetry.counter("gen_ai_client_token_usage", provider, model, "output").add(tokens.completion_tokens)
+
+    def _histogram(self, name: str, provider: str, model: str) -> Histogram:
+        histogram = self._histograms.get((name, provider, model))
+        if histogram is None:
+            histogram = self._histograms[name, provider, model] = self._telemetry.histogram(name, provider, model)
+        return histogram
+
+
+def _tokens(usage: bytes | None) -> _Tokens:
+    """Counts of a usage object; what a provider reports is untrusted, and nonsense counts as nothing."""
+    if usage is None:
+        return _Tokens()
+    try:
+        tokens = _tokens_decoder.decode(usage)
+    except msgspec.DecodeError:
+        return _Tokens()
+    if not (0 <= tokens.prompt_tokens < TOKENS_MAX and 0 <= tokens.completion_tokens < TOKENS_MAX):
+        return _Tokens()
+    return tokens
+
+
+def _fields(exchange: InferenceExchange, status: int, error: GatewayError | None, now: float) -> dict[str, object]:
+    envelope = exchange.envelope
+    last = exchange.attempts[-1] if exchange.attempts else None
+    fields: dict[str, object] = {
+        "generation": exchange.generation_id or None,
+        "route": ROUTES[exchange.kind],
+        "status": status,
+        "key": exchange.key.label if exchange.key is not None else None,
+        "account": exchange.key.account_id if exchange.key is not None else None,
+        "stream": envelope.stream if envelope is not None else None,
+        "endpoint": last.endpoint.id if last is not None else None,
+        "attempts": [(attempt.endpoint.id, attempt.outcome, attempt.provider_status) for attempt in exchange.attempts],
+        "duration_ms": round((now - exchange.started_at) * 1000, 1),
+        "overhead_us": round(exchange.overhead_s * 1e6),
+    }
+    if last is not None and last.first_content_at:
+        fields["ttft_ms"] = round((last.first_content_at - last.started_at) * 1000, 1)
+    if error is not None:
+        fields["error"] = error.code
+        fields["fault"] = error.fault
+    return fields

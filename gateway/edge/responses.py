@@ -1,0 +1,58 @@
+"""Answer heads as bytes. Only headers named here, or given by the caller of these functions, ever leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+# Any page may call the API with a key of its own; cookies never come along, since no origin is named.
+CORS = (
+    b"Access-Control-Allow-Origin: *\r\n"
+    b"Access-Control-Expose-Headers: X-Generation-Id, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset\r\n"
+)
+PREFLIGHT = (
+    ("Access-Control-Allow-Methods", "GET, POST, PATCH, DELETE, OPTIONS"),
+    (
+        "Access-Control-Allow-Headers",
+        "Authorization, Content-Type, HTTP-Referer, X-Title, X-OpenRouter-Title, X-OpenRouter-Categories, X-OpenRouter-Metadata, "
+        "X-OpenRouter-Experimental-Metadata, X-Session-Id, Idempotency-Key, User-Agent, X-Stainless-Lang, X-Stainless-Package-Version, "
+        "X-Stainless-OS, X-Stainless-Arch, X-Stainless-Runtime, X-Stainless-Runtime-Version, X-Stainless-Retry-Count, X-Stainless-Timeout",
+    ),
+    ("Access-Control-Max-Age", "86400"),
+)
+
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+
+
+def status_line(status: int) -> bytes:
+    return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Status\r\n".encode()
+
+
+def answer_head(status: int, length: int, headers: Iterable[tuple[str, str]], content_type: str, *, close: bool) -> bytes:
+    """The head of an answer of known length."""
+    head = status_line(status) + CORS
+    if status != 204:
+        head += b"Content-Type: %b\r\nContent-Length: %d\r\n" % (content_type.encode(), length)
+    for name, value in headers:
+        head += f"{name}: {value}\r\n".encode()
+    return head + (b"Connection: close\r\n\r\n" if close else b"\r\n")
+
+
+def stream_head(status: int, headers: Iterable[tuple[str, str]], content_type: str | None, *, close: bool, chunked: bool) -> bytes:
+    """The head of an answer of unknown length; `content_type` None: among the headers."""
+    head = status_line(status)
+    if content_type is not None:
+        head += CORS + b"Content-Type: %b\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n" % content_type.encode()
+    for name, value in headers:
+        head += f"{name}: {value}\r\n".encode("utf-8", "surrogateescape")
+    if chunked:
+        head += b"Transfer-Encoding: chunked\r\n"
+    return head + (b"Connection: close\r\n\r\n" if close else b"\r\n")
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of the chunked coding."""
+    return b"%x\r\n%b\r\n" % (len(data), data)

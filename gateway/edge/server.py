@@ -1,0 +1,155 @@
+"""The edge's listener: accepts callers, routes their requests, counts them, and drains them.
+
+Two routes are inference and answered here; every other path goes to control. A path matches exactly or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Iterable
+
+from gateway.domain.errors import GatewayError, MethodNotAllowed
+from gateway.edge.caller import CallerConnection, Exchange, RequestHead
+from gateway.edge.exchange import InferenceExchange, Parts
+from gateway.edge.passage import Passage
+from gateway.edge.report import ROUTES
+from gateway.edge.responses import PREFLIGHT
+from gateway.edge.upstream import Pool
+from gateway.log import Log
+from gateway.settings import Server
+from gateway.wire.envelope import Kind
+
+INFERENCE_ROUTES: dict[str, Kind] = {
+    "/api/v1/chat/completions": "chat",
+    "/v1/chat/completions": "chat",
+    "/api/v1/completions": "text",
+    "/v1/completions": "text",
+}
+CONTROL_ROUTE = "control"
+REFUSED_ROUTE = "refused"  # before a path was known
+
+
+class _Immediate:
+    """An answer that is known from the head alone."""
+
+    streaming = False
+
+    def __init__(self, caller: CallerConnection, status: int, headers: Iterable[tuple[str, str]], error: GatewayError | None) -> None:
+        self._caller = caller
+        self._status = status
+        self._headers = headers
+        self._error = error
+
+    def on_body_awaited(self) -> None:
+        self.on_body(b"")
+
+    def on_body(self, body: bytes) -> None:
+        if self._error is not None:
+            self._caller.answer_error(self._error, self._headers)
+        else:
+            self._caller.answer(self._status, b"", self._headers)
+
+    def on_body_refused(self, error: GatewayError) -> None:
+        self.on_body(b"")
+
+    def on_caller_gone(self) -> None: ...
+    def on_caller_slow(self) -> None: ...
+    def on_caller_ready(self) -> None: ...
+    def on_drain_end(self) -> None: ...
+
+
+class EdgeServer:
+    """Owns the listening socket and all caller connections."""
+
+    def __init__(self, *, settings: Server, parts: Parts, control: Pool, log: Log) -> None:
+        self._settings = settings
+        self._parts = parts
+        self._control = control
+        self._log = log
+        self._callers: set[CallerConnection] = set()
+        self._server: asyncio.Server | None = None
+        self._closed = asyncio.Event()
+        self.draining = False
+
+    def __repr__(self) -> str:
+        return f"<EdgeServer callers {len(self._callers)}{' draining' if self.draining else ''}>"
+
+    @property
+    def connections(self) -> int:
+        return len(self._callers)
+
+    @property
+    def inflight(self) -> int:
+        return sum(caller.exchange is not None for caller in self._callers)
+
+    @property
+    def listening(self) -> bool:
+        return self._server is not None and not self.draining
+
+    async def start(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: CallerConnection(self, self._settings), sock=listener, ssl=tls, backlog=4096
+        )
+
+    async def drain(self) -> None:
+        """Accept what is queued, then nothing more; let exchanges finish within `drain_s`; end the rest in-band."""
+        self.draining = True
+        await self._accept_queued()
+        if self._server is not None:
+            self._server.close()
+        for caller in list(self._callers):
+            caller.close_if_idle()
+        try:
+            async with asyncio.timeout(self._settings.drain_s):
+                await self._until_closed()
+        except TimeoutError:
+            self._log.warning("drain_over", connections=len(self._callers))
+            for caller in list(self._callers):
+                if caller.exchange is not None:
+                    caller.exchange.on_drain_end()
+                caller.close()
+        try:
+            async with asyncio.timeout(1.0):
+                await self._until_closed()
+        except TimeoutError:
+            for caller in list(self._callers):
+                caller.abort()
+
+    async def _accept_queued(self) -> None:
+        """The kernel's queue may hold callers who saw their connection established: one turn of the loop accepts a batch."""
+        before = -1
+        while before != len(self._callers):
+            before = len(self._callers)
+            await asyncio.sleep(0.01)  # a turn of the loop that includes polling for new connections
+
+    async def _until_closed(self) -> None:
+        while self._callers:
+            self._closed.clear()
+            await self._closed.wait()
+
+    # Door
+
+    def open_exchange(self, caller: CallerConnection, head: RequestHead) -> Exchange:
+        kind = INFERENCE_ROUTES.get(head.path)
+        if kind is None:
+            return Passage(self._control, caller, head, lambda status: self._parts.report.answered(CONTROL_ROUTE, status))
+        if head.method == "POST":
+            return InferenceExchange(self._parts, caller, head, kind)
+        if head.method == "OPTIONS":
+            self._parts.report.answered(ROUTES[kind], 204)
+            return _Immediate(caller, 204, PREFLIGHT, None)
+        error = MethodNotAllowed("only POST is allowed here")
+        self._parts.report.refused(ROUTES[kind], error)
+        return _Immediate(caller, 405, (("Allow", "POST, OPTIONS"),), error)
+
+    def on_opened(self, caller: CallerConnection) -> None:
+        self._callers.add(caller)
+
+    def on_closed(self, caller: CallerConnection) -> None:
+        self._callers.discard(caller)
+        self._closed.set()
+
+    def on_refused(self, error: GatewayError) -> None:
+        self._parts.report.refused(REFUSED_ROUTE, error)

@@ -1,0 +1,84 @@
+"""What this edge knows, as control sent it: keys and the catalog. Read without locks, replaced whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from gateway.domain.catalog import Catalog, Endpoint, Model
+from gateway.domain.keys import KeyRecord
+from gateway.link.client import LinkClient
+from gateway.link.messages import KeyFound
+from gateway.routing.order import by_price
+
+KEYS_MAX = 200_000
+UNKNOWN_MAX = 20_000
+UNKNOWN_S = 5.0  # a made-up key costs control one look-up per this long; a new key is pushed, so nobody waits for it
+
+
+class Keys:
+    """Key records by digest: known ones until control says otherwise, unknown ones for a moment."""
+
+    def __init__(self, link: LinkClient) -> None:
+        self._link = link
+        self._loop = asyncio.get_running_loop()
+        self._known: dict[str, KeyRecord] = {}
+        self._unknown: dict[str, float] = {}  # digest -> until
+
+    def find(self, digest: str, then: Callable[[KeyRecord | None, bool], None]) -> None:
+        """Calls `then(record, unavailable)`: at once when known, else when control has answered."""
+        record = self._known.get(digest)
+        if record is not None:
+            then(record, False)
+            return
+        until = self._unknown.get(digest)
+        if until is not None and until > self._loop.time():
+            then(None, False)
+            return
+
+        def found(answer: KeyFound) -> None:
+            self._remember(digest, answer)
+            then(answer.key, answer.unavailable)
+
+        self._link.find_key(digest, found)
+
+    def _remember(self, digest: str, answer: KeyFound) -> None:
+        if answer.key is not None:
+            if len(self._known) >= KEYS_MAX:
+                del self._known[next(iter(self._known))]
+            self._known[digest] = answer.key
+            self._unknown.pop(digest, None)
+        elif not answer.unavailable:
+            if len(self._unknown) >= UNKNOWN_MAX:
+                del self._unknown[next(iter(self._unknown))]
+            self._unknown[digest] = self._loop.time() + UNKNOWN_S
+
+    def change(self, digest: str, record: KeyRecord | None) -> None:
+        """Control's push: the new truth of one key; None: revoked."""
+        self._unknown.pop(digest, None)
+        if record is None:
+            self._known.pop(digest, None)
+        elif digest in self._known:
+            self._known[digest] = record
+
+    def forget(self) -> None:
+        """After a lost link: changes may have been missed."""
+        self._known.clear()
+        self._unknown.clear()
+
+
+class Snapshots:
+    """The current catalog, and what follows from it alone. Empty until control's first welcome."""
+
+    def __init__(self) -> None:
+        self.catalog = Catalog(revision="", providers={}, models={})
+        self._order: dict[str, list[Endpoint]] = {}
+
+    def replace(self, catalog: Catalog, in_service: Callable[[Endpoint], bool]) -> None:
+        """Take over a catalog; endpoints whose provider cannot be reached are left out of every order."""
+        self._order = {model.id: [endpoint for endpoint in by_price(model) if in_service(endpoint)] for model in catalog.models.values()}
+        self.catalog = catalog
+
+    def in_order(self, model: Model) -> list[Endpoint]:
+        """The endpoints of a model, in the order to try."""
+        return self._order[model.id]

@@ -1,0 +1,1 @@
+"""Money in memory: synchronous, integer, exact."""

@@ -1,0 +1,98 @@
+"""What tokens cost: exact integers, multiplied first, divided and rounded up once per generation.
+
+A price is nanos per million units, so a sum of counts times prices is in millionths of a nano; a discount multiplies
+by another million. The one division at the end rounds up to a whole nano. No float is anywhere near.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.domain.catalog import Price, PriceOverride
+from gateway.domain.usage import Usage
+
+MILLION = 1_000_000
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """Nanos. `prompt_nanos` is the prompt's share of `total_nanos`, for display."""
+
+    total_nanos: int
+    prompt_nanos: int = 0
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """When a price holds, in UTC: `hhmm` as in 1830, `weekday` 0 for Sunday."""
+
+    hhmm: int
+    weekday: int
+
+
+def cost(price: Price, usage: Usage, moment: Moment) -> Cost:
+    """The cost of an answer at its price, overrides and discount applied."""
+    price = at(price, usage.prompt_tokens, moment)
+    plain = usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens
+    prompt = (
+        plain * price.prompt
+        + usage.cached_tokens * (price.prompt if price.input_cache_read is None else price.input_cache_read)
+        + usage.cache_write_tokens * (price.prompt if price.input_cache_write is None else price.input_cache_write)
+        + usage.images * price.image
+    )
+    other = (
+        usage.completion_tokens * price.completion
+        + usage.reasoning_tokens * price.internal_reasoning
+        + usage.searches * price.web_search
+        + price.request
+    )
+    total_nanos = _nanos(prompt + other, price.discount_millionths)
+    return Cost(total_nanos, min(total_nanos, _nanos(prompt, price.discount_millionths)))
+
+
+def worst_case_nanos(price: Price, *, prompt_tokens: int, completion_tokens: int, images: int) -> int:
+    """The most that an answer within these counts can cost, whatever the hour and however it is cached."""
+    prices = [price, *(_overridden(price, override) for override in price.overrides)]
+    prompt = max(max(each.prompt, each.input_cache_read or 0, each.input_cache_write or 0) for each in prices)
+    completion = max(each.completion + each.internal_reasoning for each in prices)
+    fixed = max(each.request + each.web_search for each in prices) + images * max(each.image for each in prices)
+    return _nanos(prompt_tokens * prompt + completion_tokens * completion + fixed, price.discount_millionths)
+
+
+def affordable_tokens(price: Price, *, prompt_tokens: int, images: int, nanos: int) -> int:
+    """How many completion tokens `nanos` pay for, after the prompt; 0 when not even that."""
+    prompt_nanos = worst_case_nanos(price, prompt_tokens=prompt_tokens, completion_tokens=0, images=images)
+    token_nanos_millionths = worst_case_nanos(price, prompt_tokens=0, completion_tokens=MILLION, images=0) or 1
+    return max(0, (nanos - prompt_nanos) * MILLION // token_nanos_millionths)
+
+
+def is_free(price: Price) -> bool:
+    """Whether nothing of this price can ever cost anything."""
+    return worst_case_nanos(price, prompt_tokens=1, completion_tokens=1, images=1) == 0
+
+
+def at(price: Price, prompt_tokens: int, moment: Moment) -> Price:
+    """The price that holds for a prompt of this size at this time; later overrides win, kind by kind."""
+    for override in price.overrides:
+        if _applies(override, prompt_tokens, moment):
+            price = _overridden(price, override)
+    return price
+
+
+def _nanos(millionths: int, discount_millionths: int) -> int:
+    return -(-millionths * (MILLION - discount_millionths) // (MILLION * MILLION))
+
+
+def _overridden(price: Price, override: PriceOverride) -> Price:
+    return msgspec.structs.replace(price, **override.prices) if override.prices else price
+
+
+def _applies(override: PriceOverride, prompt_tokens: int, moment: Moment) -> bool:
+    if override.min_prompt_tokens is not None and prompt_tokens <= override.min_prompt_tokens:
+        return False
+    if override.utc_days is not None and moment.weekday not in override.utc_days:
+        return False
+    start, end = override.utc_start, override.utc_end
+    if start is None or end is None:
+        return True
+    if start <= end:
+        return start <= moment.hhmm < end
+    return moment.hhmm >= start or moment.hhmm < end

@@ -1,0 +1,129 @@
+"""Log events as JSON lines on stderr, never at the cost of a request.
+
+Lines collect in memory and one thread writes them every `FLUSH_S`: a reader of stderr that is slow, stopped or gone,
+or a full disk, costs lines (counted in `dropped`), not time on the event loop. Control bytes are escaped by JSON.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+FLUSH_S = 0.1
+PENDING_BYTES_MAX = 4 * 1024 * 1024
+LINE_BYTES_MAX = 16 * 1024
+
+Level = Literal["debug", "info", "warning", "error"]
+
+
+class Log:
+    """The log of one process. Usable before `start()` and after `stop()`: lines then are written at once."""
+
+    def __init__(self, process: str, fd: int = 2) -> None:
+        self._fd = fd
+        self._head = {"process": process, "pid": os.getpid()}
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self.dropped = 0
+
+    def start(self) -> None:
+        """Begin writing from a thread of its own."""
+        self._stopping = False
+        self._thread = threading.Thread(target=self._write_pending, name="log", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 1.0) -> None:
+        """Write what is pending, for at most `timeout_s`."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._stopping = True
+            self._wake.set()
+            thread.join(timeout_s)
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.write("info", event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self.write("warning", event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        self.write("error", event, fields)
+
+    def write(self, level: Level, event: str, fields: Mapping[str, Any]) -> None:
+        """One line: time (unix seconds), level, event, process, pid and the fields."""
+        line = orjson.dumps(
+            {"time": round(time.time(), 3), "level": level, "event": event, **self._head, **fields},
+            default=str,
+            option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS,
+        )
+        if len(line) > LINE_BYTES_MAX or self._pending_bytes > PENDING_BYTES_MAX:
+            self.dropped += 1
+            return
+        self._pending.append(line)
+        self._pending_bytes += len(line)
+        if self._thread is None:
+            self._flush()
+
+    def capture_stdlib(self, level: int = logging.WARNING) -> None:
+        """Route the `logging` module (asyncio, aiohttp) here, at `level` and above."""
+        root = logging.getLogger()
+        root.handlers[:] = [_StdlibHandler(self)]
+        root.setLevel(level)
+
+    def _write_pending(self) -> None:
+        while not self._stopping:
+            self._wake.wait(FLUSH_S)
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        # Swapping the list is one bytecode under the GIL: a line appended meanwhile lands in the old or the new list.
+        lines, self._pending = self._pending, []
+        self._pending_bytes = 0
+        if not lines:
+            return
+        data = memoryview(b"".join(lines))
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:  # reader gone, disk full: logging trouble is not request trouble
+            self.dropped += bytes(data).count(b"\n")
+
+
+class _StdlibHandler(logging.Handler):
+    """Foreign records as events; the exception's type and place, never its arguments (they may hold input)."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields: dict[str, Any] = {"logger": record.name, "message": str(record.msg)[:500]}
+        if record.exc_info and record.exc_info[0] is not None:
+            fields |= exception_fields(record.exc_info[1])
+        level: Level = "error" if record.levelno >= logging.ERROR else "warning" if record.levelno >= logging.WARNING else "info"
+        self._log.write(level, "stdlib", fields)
+
+
+def exception_fields(error: BaseException | None) -> dict[str, Any]:
+    """`{"exception", "at"}`: the class and the innermost frames of an error, without its message."""
+    if error is None:
+        return {}
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        place = "/".join(Path(code.co_filename).parts[-2:])
+        frames.append(f"{place}:{trace.tb_lineno} {code.co_name}")
+        trace = trace.tb_next
+    return {"exception": type(error).__name__, "at": frames[-6:]}

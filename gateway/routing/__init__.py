@@ -1,0 +1,1 @@
+"""Choosing an endpoint. Synchronous: same arguments, same answer."""

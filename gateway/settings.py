@@ -1,0 +1,372 @@
+"""Settings: one struct per part, from one TOML file and the environment. Bad values are refused with file and key.
+
+Units are in the names. `config/gateway.toml` documents every setting; `tests/test_docs.py` keeps the two equal.
+Relative paths are taken from the config file's folder; the returned settings hold absolute ones.
+"""
+
+from __future__ import annotations
+
+import glob
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gateway.domain.catalog import Catalog, Provider
+from gateway.domain.catalog_rules import Document, compile_catalog
+from gateway.domain.document import Findings, Place, Problem, http_url_fault, read
+from gateway.domain.money import parse_usd
+
+ENVIRONMENT = "GATEWAY_"  # GATEWAY_SERVER__PORT=9000 overrides port of [server]
+
+Port = Annotated[int, Meta(ge=0, le=65535)]  # 0: the kernel chooses
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+SecondsOrOff = Annotated[float, Meta(ge=0, le=86_400)]
+Bytes = Annotated[int, Meta(gt=0, le=2**40)]
+Count = Annotated[int, Meta(ge=0, le=10**12)]
+Some = Annotated[int, Meta(ge=1, le=10**9)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Weight = Annotated[float, Meta(ge=0, le=1000)]
+Decimals = Annotated[str, Meta(description='a decimal string in quotes, such as "0.80"')]
+Adaptive = Annotated[Seconds | Literal["adaptive"], Meta(description='"adaptive" or a positive number of seconds')]
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    port: Port = 8080
+    workers: Annotated[int, Meta(ge=0, le=64)] = 0
+    public_url: str = ""
+    trusted_proxies: tuple[str, ...] = ()
+    tls_cert: str = ""
+    tls_key: str = ""
+    runtime_dir: str = ""
+    body_bytes_max: Bytes = 26_214_400
+    request_head_s: Seconds = 10.0
+    request_body_s: Seconds = 60.0
+    client_idle_s: Seconds = 620.0
+    write_stall_s: Seconds = 10.0
+    hang_s: SecondsOrOff = 5.0
+    drain_s: SecondsOrOff = 30.0
+
+
+class Operations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    port: Port = 9464
+
+
+class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    url: str = "sqlite:///var/gateway.db"
+
+
+class JournalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    dir: Annotated[str, Meta(min_length=1)] = "var/journal"
+    fsync: Literal["batch", "always", "never"] = "batch"
+    fsync_ms: Annotated[int, Meta(ge=1, le=60_000)] = 20
+    bytes_max: Bytes = 1_073_741_824
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    connect_s: Seconds = 5.0
+    headers_s: Seconds = 30.0
+    first_token_s: Adaptive = "adaptive"  # noqa: S105 (a time)
+    keepalive_s: Seconds = 10.0
+    idle_s: Seconds = 30.0
+    total_s: Seconds = 600.0
+
+
+class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    inflight_max: Some = 1000
+    sse_line_bytes_max: Bytes = 1_048_576
+    answer_bytes_max: Bytes = 33_554_432
+
+
+class Routing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    price_weight: Weight = 2.0  # share ~ price ** -2, as the contract says
+    latency_weight: Weight = 1.0
+    throughput_weight: Weight = 0.5
+    exploration_share: Annotated[float, Meta(ge=0, le=0.5)] = 0.05
+    window_s: Seconds = 300.0
+    outage_s: Seconds = 30.0
+    ramp_s: SecondsOrOff = 10.0
+    breaker_failures: Some = 5
+    breaker_error_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    breaker_attempts_min: Some = 20
+    breaker_open_s: Seconds = 5.0
+    breaker_open_s_max: Seconds = 60.0
+    attempts_max: Annotated[int, Meta(ge=1, le=100)] = 6
+    retry_budget_share: Share = 0.2
+    retry_budget_per_s: Annotated[float, Meta(ge=0, le=10**6)] = 10.0
+    prometheus_url: str = ""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    free_requests_per_day: Count = 200
+    free_requests_per_minute: Count = 20
+    free_requests_per_day_credited: Count = 1000
+    credited_usd: Decimals = "10"
+    requests_per_minute_per_usd: Count = 60
+    requests_per_minute_min: Count = 60
+    requests_per_minute_max: Count = 30_000
+
+
+class Billing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    signup_usd: Decimals = "0"
+    purchase_fee_percent: Decimals = "5.5"
+    purchase_fee_min_usd: Decimals = "0.80"
+    logging_discount_percent: Decimals = "1"
+    charge_broken_streams: bool = False
+    overshoot_usd: Decimals = "0.05"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    catalog: Annotated[tuple[str, ...], Meta(min_length=1)] = ("catalog.toml",)
+    server: Server = Server()
+    operations: Operations = Operations()
+    store: StoreSettings = StoreSettings()
+    journal: JournalSettings = JournalSettings()
+    timeouts: Timeouts = Timeouts()
+    upstream: Upstream = Upstream()
+    routing: Routing = Routing()
+    limits: Limits = Limits()
+    billing: Billing = Billing()
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. `problems` holds every error found; the text has one line for each."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings in this file, overridden by the environment, with absolute paths. Raises ConfigError with all problems."""
+    findings = Findings()
+    settings, _ = _settings(path, os.environ if environ is None else environ, findings)
+    if settings is None:
+        raise ConfigError(findings.errors)
+    return settings
+
+
+def read_catalog(settings: Settings, environ: Mapping[str, str] | None = None) -> tuple[Catalog, list[Problem]]:
+    """The catalog that the settings name, and warnings. Raises ConfigError with all errors; then nothing of it is to be used."""
+    findings = Findings()
+    catalog = _catalog(settings.catalog, os.environ if environ is None else environ, findings)
+    if catalog is None:
+        raise ConfigError(findings.errors)
+    return catalog, findings.problems
+
+
+def check(path: Path, environ: Mapping[str, str] | None = None) -> list[Problem]:
+    """Every error and warning of this configuration and of its catalog; the catalog is read even if settings are wrong."""
+    environ = os.environ if environ is None else environ
+    findings = Findings()
+    _, catalog = _settings(path, environ, findings)
+    if catalog:
+        _catalog(catalog, environ, findings)
+    return findings.problems
+
+
+def sqlite_path(settings: Settings) -> Path:
+    """The file of a SQLite store. Raises ValueError if the store is another."""
+    if not settings.store.url.startswith("sqlite:///"):
+        raise ValueError("the store is not SQLite")
+    return Path(settings.store.url.removeprefix("sqlite:///"))
+
+
+def provider_secret(provider: Provider, environ: Mapping[str, str] | None = None) -> str | None:
+    """The provider's API key; "" if it needs none; None if it should have one that cannot be had (out of service)."""
+    return _secret(provider, os.environ if environ is None else environ)[0]
+
+
+def _settings(path: Path, environ: Mapping[str, str], findings: Findings) -> tuple[Settings | None, tuple[str, ...]]:
+    """Settings (None after an error), and the catalog's paths as far as they could be read."""
+    document = _toml(path, findings)
+    if document is None:
+        return None, ()
+    overridden = _override(document, environ, findings)
+    settings = read(Settings, document, Place(str(path)), findings)
+    if settings is not None:  # also after errors: what could be read is checked, so that one run tells all
+        for key, message in _faults(settings, path.absolute().parent):
+            findings.error(Place(str(path), key), message)
+    findings.problems[:] = [
+        msgspec.structs.replace(problem, file="environment", key=overridden[key]) if key in overridden else problem
+        for problem, key in ((problem, problem.key.partition("[")[0]) for problem in findings.problems)
+    ]
+    folder = path.absolute().parent
+    entries = document.get("catalog", list(Settings().catalog))
+    catalog = tuple(_absolute(folder, entry) for entry in entries if isinstance(entry, str)) if isinstance(entries, list) else ()
+    if settings is None or findings.errors:
+        return None, catalog
+    return _resolved(settings, folder), catalog
+
+
+def _toml(path: Path, findings: Findings) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"line \d+", str(error))
+        findings.error(Place(str(path), line[0] if line else "end of file"), f"not TOML: {error}")
+    except UnicodeDecodeError as error:
+        findings.error(Place(str(path)), f"not UTF-8 at byte {error.start}")
+    except RecursionError:
+        findings.error(Place(str(path)), "nested too deeply")
+    except OSError as error:
+        findings.error(Place(str(path)), f"cannot be read: {error.strerror}")
+    return None
+
+
+def _override(document: dict[str, Any], environ: Mapping[str, str], findings: Findings) -> dict[str, str]:
+    """Writes GATEWAY_SECTION__KEY variables into the document; returns which dotted key came from which variable."""
+    sections = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    overridden: dict[str, str] = {}
+    for name in sorted(environ):
+        section, found, key = name.removeprefix(ENVIRONMENT).lower().partition("__")
+        if not name.startswith(ENVIRONMENT) or (not found and section != "catalog"):
+            continue  # others use the prefix too: Kubernetes sets GATEWAY_PORT for a service of this name
+        if not found:
+            document["catalog"] = _from_text(sections["catalog"], environ[name])
+            overridden["catalog"] = name
+            continue
+        kind = sections.get(section) if section != "catalog" else None
+        kinds = {} if kind is None else {field.name: field.type for field in msgspec.structs.fields(kind)}
+        if key not in kinds:
+            findings.error(Place("environment", name), "names no setting")
+        elif isinstance(table := document.setdefault(section, {}), dict):
+            table[key] = _from_text(kinds[key], environ[name])
+            overridden[f"{section}.{key}"] = name
+    return overridden
+
+
+def _from_text(kind: Any, text: str) -> Any:
+    """A variable's text as the document would hold it: lists by commas, text as it is, numbers and booleans as in TOML."""
+    for value in (text, [part.strip() for part in text.split(",") if part.strip()]):
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError:
+            continue
+        return value
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _faults(settings: Settings, folder: Path) -> Iterator[tuple[str, str]]:
+    """What a type cannot say: (key, message) of each."""
+    server, operations = settings.server, settings.operations
+    for key, url in (("server.public_url", server.public_url), ("routing.prometheus_url", settings.routing.prometheus_url)):
+        if url and (fault := http_url_fault(url)):
+            yield key, fault
+    for i, network in enumerate(server.trusted_proxies):
+        try:
+            ipaddress.ip_network(network)
+        except ValueError:
+            yield f"server.trusted_proxies[{i}]", "must be an address or a network such as 10.0.0.0/8, without host bits"
+    if bool(server.tls_cert) != bool(server.tls_key):
+        yield "server.tls_key" if server.tls_cert else "server.tls_cert", "missing: certificate and key come together"
+    for key, file in (("server.tls_cert", server.tls_cert), ("server.tls_key", server.tls_key)):
+        if file and not os.access(name := _absolute(folder, file), os.R_OK):
+            yield key, f"{name} cannot be read"
+    if server.port and server.port == operations.port and server.host == operations.host:
+        yield "operations.port", "is server.port already; operations must stay private, on a port of their own"
+    if not re.fullmatch(r"sqlite:///[^?#]*[^?#/]|postgresql://.+", settings.store.url):
+        yield "store.url", "must be sqlite:///PATH (relative), sqlite:////PATH (absolute) or postgresql://..."
+    if settings.routing.breaker_open_s_max < settings.routing.breaker_open_s:
+        yield "routing.breaker_open_s_max", "is under breaker_open_s"
+    yield from _money_faults(settings)
+
+
+def _money_faults(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Texts that end in _usd or _percent are decimal, at least 0."""
+    for name, part in (("limits", settings.limits), ("billing", settings.billing)):
+        for key, value in msgspec.structs.asdict(part).items():
+            if not isinstance(value, str):
+                continue  # a count, such as requests_per_minute_per_usd
+            try:
+                if key.endswith("_usd") and parse_usd(value) < 0:
+                    yield f"{name}.{key}", "must not be negative"
+                if key.endswith("_percent") and not 0 <= parse_usd(value) <= parse_usd("100"):
+                    yield f"{name}.{key}", 'must be a percentage from "0" to "100"'
+            except ValueError:
+                yield f"{name}.{key}", 'must be a decimal string such as "0.80", no finer than 0.000000001'
+
+
+def _resolved(settings: Settings, folder: Path) -> Settings:
+    replace = msgspec.structs.replace
+    server, url = settings.server, settings.store.url
+    if url.startswith("sqlite:///"):
+        url = "sqlite:///" + _absolute(folder, url.removeprefix("sqlite:///"))
+    return replace(
+        settings,
+        catalog=tuple(_absolute(folder, entry) for entry in settings.catalog),
+        server=replace(
+            server,
+            tls_cert=server.tls_cert and _absolute(folder, server.tls_cert),
+            tls_key=server.tls_key and _absolute(folder, server.tls_key),
+            runtime_dir=_absolute(folder, server.runtime_dir or "var/run"),
+        ),
+        store=replace(settings.store, url=url),
+        journal=replace(settings.journal, dir=_absolute(folder, settings.journal.dir)),
+    )
+
+
+def _absolute(folder: Path, path: str) -> str:
+    return os.path.normpath(folder / path)
+
+
+def _catalog(entries: tuple[str, ...], environ: Mapping[str, str], findings: Findings) -> Catalog | None:
+    before = len(findings.errors)
+    documents = []
+    for file in _catalog_files(entries, findings):
+        if (table := _toml(file, findings)) is not None:
+            documents.append(Document(file=str(file), table=table))
+    catalog, places = compile_catalog(documents, findings)
+    for provider in catalog.providers.values() if catalog is not None else ():
+        secret, key, reason = _secret(provider, environ)
+        if secret is None:
+            findings.warn(places[provider.slug].at(key), f"{reason}: {provider.slug}'s endpoints are out of service")
+    return catalog if len(findings.errors) == before else None
+
+
+def _catalog_files(entries: tuple[str, ...], findings: Findings) -> list[Path]:
+    """Files in the order named, each once: a folder stands for its *.toml, a pattern for what it matches, both sorted."""
+    files: dict[Path, None] = {}
+    for i, entry in enumerate(entries):
+        path = Path(entry)
+        if path.is_dir():
+            found = sorted(path.glob("[!.]*.toml"))
+        elif path.exists() or not re.search(r"[*?[]", entry):
+            found = [path]
+        else:
+            found = sorted(Path(name) for name in glob.glob(entry))  # noqa: PTH207 (an absolute pattern)
+        if not found:
+            findings.error(Place(entry, f"catalog[{i}]"), "no catalog file here")
+        files.update(dict.fromkeys(found))
+    return list(files)
+
+
+def _secret(provider: Provider, environ: Mapping[str, str]) -> tuple[str | None, str, str]:
+    """The secret or None, the key that names its place, and why it is None."""
+    if provider.api_key_env:
+        key, where, text = "api_key_env", f"the variable {provider.api_key_env}", environ.get(provider.api_key_env, "")
+    elif provider.api_key_file:
+        key, where = "api_key_file", provider.api_key_file
+        try:
+            text = Path(provider.api_key_file).read_bytes().decode("latin-1")
+        except OSError as error:
+            return None, key, f"{where} cannot be read ({error.strerror})"
+    else:
+        return "", "", ""
+    text = text.strip()
+    if not text:
+        return None, key, f"{where} is not set" if key == "api_key_env" else f"{where} is empty"
+    if not re.fullmatch(r"[!-~]+", text):
+        return None, key, f"{where} holds blanks, control or non-ASCII characters"
+    return text, key, ""

@@ -1,0 +1,1 @@
+"""Bytes in, structs out. Synchronous, no sockets."""

@@ -1,0 +1,93 @@
+"""What a provider's refusal means: whose fault it is, whether another endpoint may do better, and what the caller reads."""
+
+from __future__ import annotations
+
+import email.utils
+
+import msgspec
+
+from gateway.domain.errors import FirstByteTimeout, Refused, Rejected, Throttled, UpstreamFault, UpstreamGarbage
+
+RAW_CHARS_MAX = 4096
+RETRY_AFTER_S_MAX = 24 * 3600.0
+
+# Faults of our credential or of this provider's catalog: another endpoint may serve the same request.
+_NOT_THE_CALLERS = frozenset({401, 402, 403, 404, 408, 409, 425})
+_TIMEOUTS = frozenset({408, 504, 524})
+
+
+class _Told(msgspec.Struct, frozen=True):
+    code: int | str | None = None
+    message: str | None = None
+
+
+class _Body(msgspec.Struct, frozen=True):
+    error: _Told | str | None = None
+
+
+_body_decoder = msgspec.json.Decoder(_Body)
+_told_decoder = msgspec.json.Decoder(_Told | str)
+
+
+def from_answer(status: int, body: bytes, *, provider: str, secret: str, retry_after: str | None, now_s: float) -> UpstreamFault:
+    """The error for an answer that is not a completion. `now_s` is unix time, for Retry-After dates."""
+    told = _told(body)
+    metadata: dict[str, object] = {"provider_name": provider, "raw": _raw(body, secret), "is_byok": False}
+    if told is not None and told.code is not None:
+        metadata["provider_code"] = _redacted(str(told.code)[:100], secret)
+    error: UpstreamFault
+    if status == 429:
+        return Throttled(provider_status=status, retry_after_s=retry_after_s(retry_after, now_s), metadata=metadata)
+    if status in _TIMEOUTS:
+        error = FirstByteTimeout("Provider timed out", provider_status=status, metadata=metadata)
+    elif status >= 500 or status in _NOT_THE_CALLERS:
+        error = Refused(provider_status=status, metadata=metadata)
+        if status in (503, 529):
+            error.retry_after_s = retry_after_s(retry_after, now_s)
+    elif 400 <= status < 500:
+        message = told.message if told is not None and told.message else "Provider returned error"
+        error = Rejected(_redacted(message[:1000], secret), provider_status=status, metadata=metadata)
+    else:
+        error = UpstreamGarbage("Provider's answer is not a completion", provider_status=status, metadata=metadata)
+    return error
+
+
+def from_event(error: bytes, *, provider: str, secret: str, now_s: float) -> UpstreamFault:
+    """The error for an error object inside a 200 answer."""
+    try:
+        told = _told_decoder.decode(error)
+    except msgspec.DecodeError:
+        told = _Told()
+    code = told.code if isinstance(told, _Told) and isinstance(told.code, int) and 400 <= told.code < 600 else 502
+    return from_answer(code, b'{"error":' + error + b"}", provider=provider, secret=secret, retry_after=None, now_s=now_s)
+
+
+def retry_after_s(value: str | None, now_s: float) -> float | None:
+    """Seconds of a Retry-After header, given as seconds or as a date; None: absent or nonsense."""
+    if value is None or len(value) > 64:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text), RETRY_AFTER_S_MAX)
+    try:
+        at = email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return min(max(0.0, at - now_s), RETRY_AFTER_S_MAX)
+
+
+def _told(body: bytes) -> _Told | None:
+    try:
+        error = _body_decoder.decode(body).error
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return _Told(message=error) if isinstance(error, str) else error
+
+
+def _raw(body: bytes, secret: str) -> str:
+    return _redacted(body.decode("utf-8", "replace"), secret)[:RAW_CHARS_MAX]
+
+
+def _redacted(text: str, secret: str) -> str:
+    """Providers quote what they were sent; our credential is not to reach a caller that way."""
+    return text.replace(secret, "***") if secret else text

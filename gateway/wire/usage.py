@@ -1,0 +1,95 @@
+"""Usage as providers report it, read with suspicion; and the estimate where they do not, or not believably.
+
+Explicit zero is zero; absent is an estimate marked as one; negative, fractional, of the wrong type or beyond what the
+model can hold is refused and estimated. Sources: OpenAI, DeepSeek, Anthropic (compatible), xAI, Moonshot usage objects,
+read 2026-11.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from gateway.domain.usage import Usage
+
+BYTES_PER_TOKEN = 4
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """The most that is believed of one answer, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _PromptDetails(msgspec.Struct, frozen=True):
+    cached_tokens: _Count | None = None
+    cache_write_tokens: _Count | None = None
+    cache_creation_tokens: _Count | None = None
+    audio_tokens: _Count | None = None
+
+
+class _CompletionDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: _Count | None = None
+
+
+class _Reported(msgspec.Struct, frozen=True):
+    prompt_tokens: _Count
+    completion_tokens: _Count = 0
+    total_tokens: _Count | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    prompt_cache_hit_tokens: _Count | None = None  # DeepSeek
+    cached_tokens: _Count | None = None  # Moonshot
+    cache_read_input_tokens: _Count | None = None  # Anthropic
+    cache_creation_input_tokens: _Count | None = None
+
+
+_decoder = msgspec.json.Decoder(_Reported, strict=True)
+
+
+def read(reported: bytes | None, limits: Limits, *, images: int) -> Usage | None:
+    """The provider's own count; None when there is none to believe."""
+    if reported is None:
+        return None
+    try:
+        told = _decoder.decode(reported)
+    except msgspec.DecodeError:
+        return None
+    prompt = told.prompt_tokens_details or _PromptDetails()
+    reasoning = (told.completion_tokens_details or _CompletionDetails()).reasoning_tokens or 0
+    completion = told.completion_tokens
+    if reasoning and told.total_tokens == told.prompt_tokens + completion + reasoning:
+        completion += reasoning  # xAI and some others count reasoning beside completion
+    cached = _first(prompt.cached_tokens, told.prompt_cache_hit_tokens, told.cached_tokens, told.cache_read_input_tokens)
+    written = _first(prompt.cache_write_tokens, prompt.cache_creation_tokens, told.cache_creation_input_tokens)
+    if told.prompt_tokens > limits.prompt_tokens or completion > limits.completion_tokens:
+        return None
+    if cached + written > told.prompt_tokens or reasoning > completion:
+        return None
+    return Usage(
+        prompt_tokens=told.prompt_tokens,
+        completion_tokens=completion,
+        cached_tokens=cached,
+        cache_write_tokens=written,
+        reasoning_tokens=reasoning,
+        audio_tokens=prompt.audio_tokens or 0,
+        images=images,
+    )
+
+
+def estimate(*, prompt_text_bytes: int, completion_tokens: int, images: int, limits: Limits) -> Usage:
+    """Our own count: four bytes of prompt text a token, rounded up; the caller counted the rest."""
+    return Usage(
+        prompt_tokens=min(-(-prompt_text_bytes // BYTES_PER_TOKEN), limits.prompt_tokens),
+        completion_tokens=min(completion_tokens, limits.completion_tokens),
+        images=images,
+        estimated=True,
+    )
+
+
+def _first(*counts: int | None) -> int:
+    return next((count for count in counts if count), 0)

@@ -1,0 +1,1 @@
+"""Clients that people use, driven against a running gateway."""

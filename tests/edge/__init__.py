@@ -1,0 +1,1 @@
+"""What an edge promises its callers, tested through a running gateway."""

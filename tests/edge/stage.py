@@ -1,0 +1,292 @@
+"""A running gateway between scripted providers and callers, kept for a whole module of tests.
+
+Three providers: `raw` speaks whatever bytes a test writes, `first` is simulated and misbehaves as told, `good` is
+simulated and healthy. Models: `RAW`, `FIRST` and `GOOD` have one endpoint each; `RAW_THEN_GOOD` and `FIRST_THEN_GOOD`
+have a healthy second one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import psutil  # type: ignore[import-untyped]
+
+from bench.behaviour import Behaviour
+from bench.provider import Provider
+from tests.conftest import RunningGateway, eventually, render_catalog
+from tests.provider_caller import Caller, datas
+
+RAW, FIRST, GOOD = "acme/raw", "acme/first", "acme/good"
+RAW_THEN_GOOD, FIRST_THEN_GOOD = "acme/raw-then-good", "acme/first-then-good"
+MODELS = {RAW: ("raw",), FIRST: ("first",), GOOD: ("good",), RAW_THEN_GOOD: ("raw", "good"), FIRST_THEN_GOOD: ("first", "good")}
+HELLO = [{"role": "user", "content": "Hello"}]
+
+SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+ROLE = {"role": "assistant", "content": ""}
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def event(delta: Mapping[str, Any], *, finish: str | None = None, **more: Any) -> bytes:
+    """One chat event as an OpenAI-like provider writes it."""
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    return sse({"id": "up-1", "object": "chat.completion.chunk", "created": 7, "model": "raw", "choices": [choice], **more})
+
+
+def sse(data: object) -> bytes:
+    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
+
+
+def completion(text: str = "fine") -> bytes:
+    """A whole chat answer."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    return json.dumps({"id": "up-1", "object": "chat.completion", "created": 7, "model": "raw", "choices": [choice]}).encode()
+
+
+def plain(body: bytes, head: bytes = b"", content_type: bytes = b"application/json") -> bytes:
+    """A whole HTTP answer; `head` are further header lines."""
+    return b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n%bContent-Length: %d\r\n\r\n%b" % (content_type, head, len(body), body)
+
+
+class RawCall:
+    """One request as the raw provider read it, and its connection."""
+
+    def __init__(self, head: bytes, body: bytes, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.head = head
+        self.body = body
+        self.number = number  # of this connection's requests, from 1
+        self.reader = reader
+        self.writer = writer
+        self.keep = False  # the connection is for further requests
+
+    async def write(self, *pieces: bytes) -> None:
+        """Each piece as a segment of its own, as far as the kernel lets us."""
+        for piece in pieces:
+            self.writer.write(piece)
+            await self.writer.drain()
+            await asyncio.sleep(0)
+
+    async def left(self) -> float:
+        """Waits until the other side closes; returns when, by the monotonic clock."""
+        with contextlib.suppress(ConnectionError):
+            while await self.reader.read(65536):
+                pass
+        return time.monotonic()
+
+    def reset(self) -> None:
+        connection: socket.socket = self.writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+
+Script = Callable[[RawCall], Awaitable[None]]
+
+
+class RawProvider:
+    """Reads whole requests and lets `script` do with the connection what it likes; it is closed after the script."""
+
+    def __init__(self) -> None:
+        self.script: Script = _silent
+        self.calls: list[RawCall] = []
+        self.connections = 0
+        self.open_connections = 0
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    def answers(self, *pieces: bytes) -> None:
+        """Every request gets these bytes, then the end of the connection."""
+
+        async def script(call: RawCall) -> None:
+            await call.write(*pieces)
+
+        self.script = script
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1024)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.connections += 1
+        self.open_connections += 1
+        try:
+            await self._serve_all(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            self.open_connections -= 1
+            writer.close()
+
+    async def _serve_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number, keep = 0, True
+        while keep:
+            number += 1
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+            call = RawCall(head, await reader.readexactly(length), number, reader, writer)
+            self.calls.append(call)
+            await self.script(call)
+            keep = call.keep
+
+
+async def _silent(call: RawCall) -> None:
+    await call.left()
+
+
+@dataclass
+class Answered:
+    """What a caller got."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    seconds: float = 0.0
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        """Data of the stream's events; "[DONE]" as text."""
+        return datas(self.body)
+
+    @property
+    def text(self) -> str:
+        return "".join(
+            part["choices"][0]["delta"].get("content") or "" for part in self.events if part != "[DONE]" and part.get("choices")
+        )
+
+    @property
+    def error(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.json["error"]
+        return found
+
+
+@dataclass
+class Stage:
+    """One gateway with its providers. `ask` is the caller."""
+
+    gateway: RunningGateway
+    raw: RawProvider
+    first: Provider
+    good: Provider
+    session: aiohttp.ClientSession
+    edges: list[psutil.Process] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"{self.gateway.url}/api/v1/chat/completions"
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.gateway.key}"}
+
+    async def ask(self, model: str, *, stream: bool = False, path: str = "", headers: Mapping[str, str] | None = None, **more: Any) -> Answered:
+        """One chat request, answered whole."""
+        body = {"model": model, "messages": HELLO, "stream": stream, **more}
+        began = time.monotonic()
+        url = f"{self.gateway.url}{path}" if path else self.url
+        async with self.session.post(url, json=body, headers={**self.authorization, **(headers or {})}) as answer:
+            data = await answer.read()
+            return Answered(answer.status, answer.headers, data, time.monotonic() - began)
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[Caller]:
+        """A raw connection to the gateway."""
+        host, _, port = self.gateway.url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            yield Caller(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    @contextlib.asynccontextmanager
+    async def streaming(self, model: str, **more: Any) -> AsyncIterator[Caller]:
+        """A raw connection on which a stream was asked for."""
+        async with self.connected() as caller:
+            key = f"Authorization: Bearer {self.gateway.key}\r\n"
+            caller.send({"model": model, "messages": HELLO, "stream": True, **more}, "/api/v1/chat/completions", key)
+            yield caller
+
+    def rss_bytes(self) -> int:
+        """Of all edges."""
+        return sum(psutil.Process(pid).memory_info().rss for pid in self.gateway.health()["edges"])
+
+    def exchange(self, generation_id: str) -> dict[str, Any]:
+        """The log line of an exchange."""
+        return self.gateway.logged("exchange", generation=generation_id)
+
+
+@contextlib.asynccontextmanager
+async def staged(
+    folder: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    catalog: Callable[[str], str] = lambda text: text,
+    environ: Mapping[str, str] | None = None,
+    workers: int = 1,
+) -> AsyncIterator[Stage]:
+    """A ready Stage. `catalog` may change the catalog's text before the start. Fails when an edge ended or was replaced meanwhile."""
+    async with contextlib.AsyncExitStack() as opened:
+        raw = await opened.enter_async_context(RawProvider())
+        first = await opened.enter_async_context(Provider(name="First", keep_bodies=True, keep_headers=True))
+        good = await opened.enter_async_context(Provider(name="Good", keep_bodies=True, keep_headers=True))
+        urls = {"raw": raw.url, "first": f"{first.url}/v1", "good": f"{good.url}/v1"}
+        gateway = RunningGateway(
+            folder / "g", catalog(render_catalog(urls, MODELS)), settings=settings, workers=workers, environ=environ
+        )
+        opened.push_async_callback(asyncio.to_thread, gateway.close)
+        await asyncio.to_thread(gateway.start)
+        await asyncio.to_thread(gateway.create_account)
+        session = await opened.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=30.0))
+        )
+        edges = set(gateway.health()["edges"])
+        yield Stage(gateway, raw, first, good, session)
+        assert set(gateway.health()["edges"]) == edges, "an edge was replaced"
+
+
+@contextlib.contextmanager
+def behaving(provider: Provider, behaviour: Behaviour) -> Any:
+    """The provider behaves so in the block, and is healthy and forgetful after it."""
+    provider.set_behaviour(behaviour)
+    try:
+        yield
+    finally:
+        provider.set_behaviour(Behaviour())

@@ -1,0 +1,1 @@
+"""Whole processes: how a gateway starts, is watched, drains and dies."""
