@@ -21,11 +21,14 @@ import msgspec
 
 from gateway import __version__
 from gateway.control.administration import Administration, NewAccount, NewCredits, NewKey
+from gateway.control.bookkeeper import Bookkeeper
+from gateway.control.leases import releaser
 from gateway.control.passwords import hash_password
 from gateway.control.store import StoreLocked
 from gateway.control.store.opening import open_store
 from gateway.domain.errors import GatewayError, OurFault
 from gateway.link.runtime import ADMIN, RuntimeDir
+from gateway.log import Log
 from gateway.settings import ConfigError, Settings, check, load_settings
 
 OK, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
@@ -150,7 +153,8 @@ def _carry_out(settings: Settings, command: Command) -> bytes:
 async def _on_store(settings: Settings, command: Command) -> bytes:
     store = await open_store(settings)
     try:
-        administration = Administration(store=store, on_key_changed=lambda digest, key: None)
+        bookkeeper = Bookkeeper(store=store, folder=Path(settings.journal.dir), release=releaser(store), log=Log("cli"))
+        administration = Administration(store=store, drained=bookkeeper.read_all)
         return msgspec.json.encode(await command.directly(administration))
     finally:
         await store.close()

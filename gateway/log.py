@@ -6,11 +6,12 @@ or a full disk, costs lines (counted in `dropped`), not time on the event loop. 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ import orjson
 FLUSH_S = 0.1
 PENDING_BYTES_MAX = 4 * 1024 * 1024
 LINE_BYTES_MAX = 16 * 1024
+BLOCK_BYTES_MAX = 4096  # PIPE_BUF: a pipe that several processes write to keeps blocks of this size whole
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -34,6 +36,7 @@ class Log:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._torn = False  # the last line that was written has no end
         self.dropped = 0
 
     def start(self) -> None:
@@ -61,11 +64,12 @@ class Log:
 
     def write(self, level: Level, event: str, fields: Mapping[str, Any]) -> None:
         """One line: time (unix seconds), level, event, process, pid and the fields."""
-        line = orjson.dumps(
-            {"time": round(time.time(), 3), "level": level, "event": event, **self._head, **fields},
-            default=str,
-            option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS,
-        )
+        record = {"time": round(time.time(), 3), "level": level, "event": event, **self._head, **fields}
+        try:
+            # The newline also makes a copy of the right size: what orjson returns keeps its 4 KiB buffer while it waits here.
+            line = orjson.dumps(record, default=str, option=orjson.OPT_NON_STR_KEYS) + b"\n"
+        except orjson.JSONEncodeError:  # text that is not Unicode, such as a path of arbitrary bytes
+            line = json.dumps(record, default=str).encode() + b"\n"
         if len(line) > LINE_BYTES_MAX or self._pending_bytes > PENDING_BYTES_MAX:
             self.dropped += 1
             return
@@ -87,17 +91,42 @@ class Log:
         self._flush()
 
     def _flush(self) -> None:
-        # Swapping the list is one bytecode under the GIL: a line appended meanwhile lands in the old or the new list.
-        lines, self._pending = self._pending, []
+        # Lines are only ever appended behind these, also while this thread is interrupted between two statements.
+        lines = self._pending[:]
+        del self._pending[: len(lines)]
         self._pending_bytes = 0
         if not lines:
             return
-        data = memoryview(b"".join(lines))
+        written = 0
         try:
-            while data:
-                data = data[os.write(self._fd, data) :]
+            for block in _blocks(lines):
+                self._write_block(b"".join(block))
+                written += len(block)
         except OSError:  # reader gone, disk full: logging trouble is not request trouble
-            self.dropped += bytes(data).count(b"\n")
+            self.dropped += len(lines) - written
+
+    def _write_block(self, data: bytes) -> None:
+        if self._torn:
+            data = b"\n" + data
+        at = 0
+        try:
+            while at < len(data):
+                at += os.write(self._fd, data[at:])
+        finally:
+            if at:
+                self._torn = data[at - 1] != ord("\n")
+
+
+def _blocks(lines: list[bytes]) -> Iterator[list[bytes]]:
+    """Runs of whole lines, each under BLOCK_BYTES_MAX unless one line alone is longer."""
+    start, size = 0, 0
+    for end, line in enumerate(lines):
+        if size + len(line) > BLOCK_BYTES_MAX and end > start:
+            yield lines[start:end]
+            start, size = end, 0
+        size += len(line)
+    if start < len(lines):
+        yield lines[start:]
 
 
 class _StdlibHandler(logging.Handler):

@@ -215,7 +215,7 @@ class RunningGateway:
         result: dict[str, Any] = json.loads(done.stdout)
         return result
 
-    def create_account(self, email: str = "ada@example.com", usd: str = "10.00") -> dict[str, Any]:
+    def create_account(self, email: str = "ada@example.com", usd: str = "1000.00") -> dict[str, Any]:
         """`{"account_id", "key", "management_key"}`; the first account's key becomes `self.key`."""
         account = self.admin("account", "create", "--email", email, "--usd", usd)
         self.key = self.key or account["key"]

@@ -21,6 +21,7 @@ import pytest
 
 from gateway.control.passwords import hash_password, is_password
 from gateway.domain.keys import digest
+from tests.control.journaling import Writer, generation
 from tests.control.process import CATALOG, ControlProcess, write_config
 
 
@@ -124,6 +125,26 @@ def test_a_ledger_that_differs_is_exit_1_and_names_the_account(gateway: Path) ->
     report = json.loads(done.stdout)
     assert (done.code, report["ok"], report["difference_nanos"]) == (1, False, 5)
     assert account in report["problems"][0]
+
+
+def test_a_stopped_gateway_s_journals_are_read_before_the_ledger_is_verified(config: Path) -> None:
+    account = Done(config, "account", "create", "--email", "a@b.c", "--usd", "1").result["account_id"]
+    dead, alive = (Writer(config.parent / "var/journal", name) for name in ("dead", "alive"))
+    for writer in (dead, alive):
+        writer.append(*(generation(account, 5) for _ in range(1500)))
+    dead.write(b"\0\0\0")
+    dead.die()
+    done = Done(config, "ledger", "verify")
+    assert done.result == {"ok": True, "accounts": 1, "generations": 3000, "difference_nanos": 0}
+    [cut] = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (cut["event"], cut["bytes"]) == ("journal_cut", 3)
+    assert {path.name for path in (config.parent / "var/journal").iterdir()} == {alive.name, "corrupt"}
+    alive.write(b"\0\0\0")
+    undrained = Done(config, "ledger", "verify")
+    assert undrained.code == 2
+    assert json.loads(undrained.stdout) == {"ok": None, "accounts": 1, "generations": 3000, "difference_nanos": 0}
+    alive.die()
+    assert Done(config, "ledger", "verify").result["generations"] == 3000
 
 
 @pytest.mark.parametrize(

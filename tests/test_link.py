@@ -20,13 +20,21 @@ from gateway.link import server as server_module
 from gateway.link.client import LinkClient
 from gateway.link.messages import (
     VERSION,
+    Back,
+    Committed,
     FindKey,
     Frames,
+    Funded,
+    Grant,
     Hello,
+    Journaled,
     KeyChanged,
     KeyFound,
+    Recall,
     Report,
+    Standing,
     Unwelcome,
+    Want,
     Welcome,
     decode_from_control,
     frame,
@@ -70,6 +78,7 @@ class Control:
         self.joined: asyncio.Queue[str] = asyncio.Queue()
         self.left: asyncio.Queue[str] = asyncio.Queue()
         self.reports: asyncio.Queue[tuple[str, Samples]] = asyncio.Queue()
+        self.told: asyncio.Queue[tuple[str, object]] = asyncio.Queue()
         self.catalog = Catalog(revision="1", providers={}, models={})
         self.starts = 0
 
@@ -83,6 +92,10 @@ class Control:
             on_joined=self.joined.put_nowait,
             on_left=self.left.put_nowait,
             on_report=lambda incarnation, samples: self.reports.put_nowait((incarnation, samples)),
+            on_want=lambda incarnation, want: self.told.put_nowait((incarnation, want)),
+            on_back=lambda incarnation, back: self.told.put_nowait((incarnation, back)),
+            on_standing=lambda incarnation, standing: self.told.put_nowait((incarnation, standing)),
+            on_journaled=lambda incarnation: self.told.put_nowait((incarnation, "journaled")),
             log=Log("test", fd=-1),
         )
         await self.server.start()
@@ -105,6 +118,10 @@ class Edge:
             on_catalog=lambda catalog: self.heard.put_nowait(("catalog", catalog.revision)),
             on_lost=lambda: self.heard.put_nowait("lost"),
             on_refused=lambda reason: self.heard.put_nowait(("refused", reason)),
+            on_grant=self.heard.put_nowait,
+            on_recall=lambda resource: self.heard.put_nowait(("recall", resource)),
+            on_funded=lambda resource: self.heard.put_nowait(("funded", resource)),
+            on_committed=self.heard.put_nowait,
             answer_s=answer_s,
         )
 
@@ -418,3 +435,64 @@ async def test_a_control_that_never_answers_is_given_up(tmp_path: Path, monkeypa
                 await ends.get()
         await edge.link.stop()
     assert edge.heard.empty()
+
+
+async def test_what_an_edge_tells_arrives_in_its_order(control: Control, edge: Edge) -> None:
+    told = [Standing({"r": 5}), *(message for number in range(200) for message in (Want("r", number, 0), Back("r", number)))]
+    for message in told:
+        edge.link.send(message)
+    edge.link.send(Journaled())
+    async with asyncio.timeout(5):
+        assert [await control.told.get() for _ in told] == [("edge-a", message) for message in told]
+        assert await control.told.get() == ("edge-a", "journaled")
+
+
+async def test_a_word_within_the_welcome_is_the_first_that_control_hears(control: Control) -> None:
+    edge = Edge(control)
+    edge.link.send(Want("r", 1, 0))  # not joined: nobody hears it
+    edge.link.on_welcome = lambda catalog, incarnation: edge.link.send(Standing({}))
+    await edge.link.start()
+    async with asyncio.timeout(5):
+        assert await control.told.get() == ("edge-a", Standing({}))
+    await edge.link.stop()
+
+
+async def test_one_edge_is_spoken_to_alone_and_in_order(control: Control, edge: Edge) -> None:
+    other = Edge(control, "edge-b")
+    await other.link.start()
+    await other.next()
+    assert set(control.server.joined_edges) == {"edge-a", "edge-b"}
+    grant, committed = Grant("r", 7, refused=True, free_nanos=-3), Committed("edge-0-edge-a.1", 12)
+    for message in (grant, Recall("r"), committed):
+        assert control.server.send_to("edge-a", message)
+    control.server.push_funded("r")
+    assert [await edge.next() for _ in range(4)] == [grant, ("recall", "r"), committed, ("funded", "r")]
+    assert await other.next() == ("funded", "r")
+    await other.link.stop()
+    assert await control.left.get() == "edge-b"
+    assert not control.server.send_to("edge-b", Funded("r"))
+
+
+async def test_a_message_for_a_session_does_not_reach_the_next_one(control: Control, edge: Edge) -> None:
+    session = control.server.session("edge-a")
+    assert session is not None and control.server.session("edge-x") is None
+    control.server.drop("edge-a")
+    control.server.drop("edge-x")
+    assert await edge.next() == "lost"
+    assert await edge.next() == ("welcome", "1", "control-1")
+    assert control.server.session("edge-a") not in (None, session)
+    assert not control.server.send_to("edge-a", Grant("r", 7), session=session)
+    assert control.server.send_to("edge-a", Grant("r", 8), session=control.server.session("edge-a"))
+    assert await edge.next() == Grant("r", 8)
+
+
+async def test_an_edge_gives_a_control_up_that_does_not_read(control: Control, edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "BUFFER_BYTES_MAX", 100_000)
+    for transport in [connection._transport for connection in control.server._connections]:
+        assert transport is not None
+        transport.pause_reading()
+    wide = Want("r" * 50_000, 1, 0)
+    for _ in range(20):
+        edge.link.send(wide)
+    assert await edge.next() == "lost"
+    assert await edge.next() == ("welcome", "1", "control-1")

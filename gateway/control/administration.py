@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from gateway.control.passwords import FORM
 from gateway.control.store import Account, Key, LedgerReport, LimitReset, Store
+from gateway.domain import resources
 from gateway.domain.errors import BadRequest
 from gateway.domain.keys import KeyRecord, digest, label, new_secret
 from gateway.domain.money import format_usd, parse_usd
@@ -63,11 +64,22 @@ class CreditsAdded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Administration:
-    """`on_key_changed(digest, record)` is called after each commit that made or changed a key."""
+    """`on_key_changed(digest, record)` is called after each commit that made or changed a key, `on_funded(resource)` after each
+    that may have made more of a leased resource. `drained()` says whether all finished exchanges are in the store.
+    """
 
-    def __init__(self, *, store: Store, on_key_changed: Callable[[str, KeyRecord], None]) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        on_key_changed: Callable[[str, KeyRecord], None] = lambda digest, record: None,
+        on_funded: Callable[[str], None] = lambda resource: None,
+        drained: Callable[[], Awaitable[bool]],
+    ) -> None:
         self._store = store
         self._on_key_changed = on_key_changed
+        self._on_funded = on_funded
+        self._drained = drained
 
     async def create_account(self, wish: NewAccount) -> AccountCreated:
         """An account with an inference key, a management key and its first credit, all or nothing. Raises Conflict: the email exists."""
@@ -81,7 +93,7 @@ class Administration:
         keys = (_key(secret, account.id, "default"), _key(management_secret, account.id, "management", management=True))
         await self._store.create_account(account, keys, topup_nanos=_nanos("usd", wish.usd))
         for key in keys:
-            self._on_key_changed(key.digest, key.record())
+            self._key_changed(key)
         return AccountCreated(account_id=account.id, key=secret, management_key=management_secret)
 
     async def create_key(self, wish: NewKey) -> KeyCreated:
@@ -91,7 +103,7 @@ class Administration:
         key = _key(secret, wish.account_id, _text("name", wish.name, 1, NAME_MAX), management=wish.management)
         key = msgspec.structs.replace(key, limit_nanos=limit_nanos, limit_reset=wish.limit_reset)
         await self._store.create_key(key)
-        self._on_key_changed(key.digest, key.record())
+        self._key_changed(key)
         return KeyCreated(key=secret, hash=key.digest)
 
     async def add_credits(self, wish: NewCredits) -> CreditsAdded:
@@ -100,10 +112,19 @@ class Administration:
         if nanos == 0:
             raise BadRequest("usd: must be more than 0")
         balance_nanos = await self._store.add_credits(wish.account_id, nanos, note=_text("note", wish.note, 0, NOTE_MAX))
+        self._on_funded(resources.balance(wish.account_id))
         return CreditsAdded(balance_usd=msgspec.Raw(format_usd(balance_nanos).encode()))
 
     async def verify_ledger(self) -> LedgerReport:
-        return await self._store.verify_ledger()
+        """After the journals have drained. Where they do not in time, a ledger that agrees with itself proves nothing yet."""
+        drained = await self._drained()
+        report = await self._store.verify_ledger()
+        return report if drained or not report.ok else msgspec.structs.replace(report, ok=None)
+
+    def _key_changed(self, key: Key) -> None:
+        self._on_key_changed(key.digest, key.record())
+        if key.limit_nanos is not None:
+            self._on_funded(resources.key_limit(key.digest, key.limit_reset, time.time()))
 
 
 def _key(secret: str, account_id: str, name: str, *, management: bool = False) -> Key:

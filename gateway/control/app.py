@@ -10,20 +10,29 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
+from typing import Any, get_args
 
 from aiohttp import web
 
 from gateway.control.administration import Administration
 from gateway.control.api.admin import AdminApi
-from gateway.control.api.http import errors
+from gateway.control.api.auth import Authentication
+from gateway.control.api.credits import CreditsApi
+from gateway.control.api.generation import GenerationApi
+from gateway.control.api.http import public_application
+from gateway.control.api.key import KeyApi
 from gateway.control.api.models import ModelsApi
+from gateway.control.bookkeeper import Bookkeeper
 from gateway.control.catalog_source import CatalogSource
-from gateway.control.store import Store
+from gateway.control.leases import LeaseDesk
+from gateway.control.store import RefusalReason, Store
 from gateway.control.store.opening import open_store
 from gateway.control.telemetry import Telemetry
 from gateway.domain.catalog import Catalog
+from gateway.domain.errors import StoreUnavailable
+from gateway.domain.money import usd_number
 from gateway.link.pulse import ChildArgs, Pulse, pulse_interval_s
 from gateway.link.runtime import ADMIN, LINK, PUBLIC, RuntimeDir
 from gateway.link.server import LinkServer, bound_socket
@@ -31,6 +40,7 @@ from gateway.log import Log
 from gateway.settings import Settings
 
 STORE_WAIT_S = 10.0  # for a command line that works on the store, or a control that has not quite ended
+LAST_LOOK_S = 3.0  # for the journals, when asked to stop
 HTTP_STOP_S = 2.0  # for requests under way when asked to stop
 KEEPALIVE_S = 3600.0  # edges decide how long their connections to us live
 TELEMETRY_FILE = "telemetry.msgpack"
@@ -76,26 +86,75 @@ class Control:
             self._runtime.path / TELEMETRY_FILE, incarnation=self._args.incarnation, supervisor=_process_name(os.getppid()), log=self._log
         )
         telemetry.load()
-        await parts.enter_async_context(_running(telemetry))
+        parts.push_async_callback(telemetry.save)
+        await parts.enter_async_context(_running(telemetry.run(), "telemetry"))
+        desk = LeaseDesk(store=store, log=self._log)
+
+        def left(incarnation: str) -> None:
+            telemetry.left(incarnation)
+            desk.left(incarnation)
+            bookkeeper.wake()
+
         link = LinkServer(
             address=self._runtime.socket(LINK),
             incarnation=self._args.incarnation,
             catalog=self._catalogs.catalog,
             find_keys=store.find_keys,
             on_joined=telemetry.joined,
-            on_left=telemetry.left,
+            on_left=left,
             on_report=telemetry.report,
+            on_want=desk.want,
+            on_back=desk.back,
+            on_standing=desk.standing,
+            on_journaled=lambda incarnation: bookkeeper.journaled(incarnation),
             log=self._log,
         )
+        bookkeeper = self._bookkeeper(store, desk, link, telemetry)
+        await bookkeeper.load()
         self._catalogs.on_catalog = link.push_catalog
-        administration = Administration(store=store, on_key_changed=link.push_key)
-        admin = AdminApi(administration=administration, catalogs=self._catalogs, telemetry=telemetry, log=self._log)
-        public = web.Application(middlewares=[errors(self._log)])
-        public.add_routes(ModelsApi(catalogs=self._catalogs).routes())
+        desk.attach(link)
+        await parts.enter_async_context(_running(desk.run(), "leases"))
+        parts.push_async_callback(_last_look, bookkeeper, self._log)
+        await parts.enter_async_context(_running(bookkeeper.run(), "bookkeeper"))
+        administration = Administration(store=store, on_key_changed=link.push_key, on_funded=link.push_funded, drained=bookkeeper.drained)
+        admin = AdminApi(
+            administration=administration, catalogs=self._catalogs, telemetry=telemetry, on_reaped=bookkeeper.reaped, log=self._log
+        )
+        public = self._public(store)
         parts.push_async_callback(link.stop)
         await link.start()
         await parts.enter_async_context(_listening(public, self._runtime.socket(PUBLIC)))
         await parts.enter_async_context(_listening(admin.application(), self._runtime.socket(ADMIN)))
+
+    def _bookkeeper(self, store: Store, desk: LeaseDesk, link: LinkServer, telemetry: Telemetry) -> Bookkeeper:
+        for reason in get_args(RefusalReason):
+            telemetry.declare("gateway_ledger_refused_records_total", reason)
+        telemetry.declare("gateway_ledger_commit_seconds")
+        bookkeeper = Bookkeeper(
+            store=store,
+            folder=Path(self._settings.journal.dir),
+            release=desk.release,
+            is_joined=lambda incarnation: link.session(incarnation) is not None,
+            on_committed=link.send_to,
+            on_commit=lambda seconds: telemetry.observe("gateway_ledger_commit_seconds", seconds),
+            on_refused=lambda reason: telemetry.count("gateway_ledger_refused_records_total", reason),
+            log=self._log,
+        )
+        telemetry.fact("gateway_charged_usd_total", lambda: usd_number(bookkeeper.revenue_nanos))
+        telemetry.fact("gateway_journal_pending_records", lambda: float(bookkeeper.pending_records))
+        telemetry.fact("gateway_journal_oldest_seconds", lambda: bookkeeper.oldest_s)
+        return bookkeeper
+
+    def _public(self, store: Store) -> web.Application:
+        """What callers may ask for, beside inference."""
+        authentication = Authentication(store=store)
+        routes = [
+            *ModelsApi(catalogs=self._catalogs).routes(),
+            *CreditsApi(authentication=authentication, store=store).routes(),
+            *KeyApi(authentication=authentication, store=store, limits=self._settings.limits).routes(),
+            *GenerationApi(authentication=authentication, store=store, catalogs=self._catalogs).routes(),
+        ]
+        return public_application(routes, log=self._log)
 
     def _abandon(self) -> None:
         self._orphaned = True
@@ -103,22 +162,32 @@ class Control:
 
     async def _end_at_once(self, store: Store) -> None:
         """Nobody watches us any more and another gateway may be starting: leave the store whole, and go."""
-        self._log.error("control_orphaned")
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()  # so that none begins a transaction, or complains of a closed store
         await store.close()
+        self._log.error("control_orphaned")
         self._log.stop()
         os._exit(1)
 
 
 @contextlib.asynccontextmanager
-async def _running(telemetry: Telemetry) -> AsyncIterator[None]:
-    running = asyncio.create_task(telemetry.run(), name="telemetry")
+async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    running = asyncio.create_task(work, name=name)
     try:
         yield
     finally:
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running
-        await telemetry.save()
+
+
+async def _last_look(bookkeeper: Bookkeeper, log: Log) -> None:
+    """What edges wrote last, when they ended before us. It is not lost otherwise, only later."""
+    try:
+        async with asyncio.timeout(LAST_LOOK_S):
+            await bookkeeper.read_all()
+    except (TimeoutError, StoreUnavailable) as error:
+        log.warning("journals_left", reason=str(error)[:200], pending=bookkeeper.pending_records)
 
 
 @contextlib.asynccontextmanager

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import collections
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from gateway.control.totals import Totals, render, sum_up
+from gateway.control.totals import Totals, render, sum_up, with_facts
 from gateway.domain.metrics import METRICS, HistogramSample, Samples
 from gateway.log import Log
 
@@ -54,8 +54,8 @@ class Telemetry:
         self._own_name = incarnation
         self._supervisor_name = supervisor
         self._own_counts: dict[str, dict[tuple[str, ...], float]] = {}
-        self._lag = [0] * (len(METRICS["gateway_loop_lag_seconds"].buckets) + 1)
-        self._lag_sum_s = 0.0
+        self._own_histograms: dict[str, dict[tuple[str, ...], HistogramSample]] = {}
+        self._facts: dict[str, Callable[[], float]] = {}
         self._retired = Totals()
         self._retired_names: collections.deque[str] = collections.deque(maxlen=RETIRED_NAMES_MAX)
         self._processes: dict[str, Process] = {}
@@ -88,7 +88,7 @@ class Telemetry:
         while True:
             due_s = loop.time() + LAG_S
             await asyncio.sleep(LAG_S)
-            self._observe_lag(max(0.0, loop.time() - due_s))
+            self.observe("gateway_loop_lag_seconds", max(0.0, loop.time() - due_s), "control")
             if loop.time() - saved_s >= SAVE_S:
                 saved_s = loop.time()
                 await self.save()
@@ -140,13 +140,32 @@ class Telemetry:
         series[labels] = series.get(labels, 0) + 1
         self._changed = True
 
+    def declare(self, name: str, *labels: str) -> None:
+        """Show a counter or histogram of control's own from the start, at nothing."""
+        if METRICS[name].kind == "histogram":
+            self._own_histograms.setdefault(name, {}).setdefault(labels, _nothing(name))
+        else:
+            self._own_counts.setdefault(name, {}).setdefault(labels, 0.0)
+
+    def observe(self, name: str, value: float, *labels: str) -> None:
+        """One more observation of a histogram of control's own. No reason to write the file: a scrape does so first."""
+        bounds = METRICS[name].buckets
+        sample = self._own_histograms.setdefault(name, {}).setdefault(labels, _nothing(name))
+        sample.buckets[next((i for i, bound in enumerate(bounds) if value <= bound), len(bounds))] += 1
+        self._own_histograms[name][labels] = HistogramSample(sample.buckets, sample.sum + value)
+
+    def fact(self, name: str, read: Callable[[], float]) -> None:
+        """A figure without labels that is known whole at any time, from the store or the disk: shown as read, never summed."""
+        self._facts[name] = read
+
     async def scrape(self) -> bytes:
         """The fleet's figures in Prometheus' text format, once they are safe in the file."""
         async with self._saving:
             state = await self._save()
             live = [process.samples for name, process in state.processes.items() if self._is_live(name)]
             counted = [state.retired, *(process.samples for name, process in state.processes.items() if not self._is_live(name))]
-            return await asyncio.to_thread(lambda: render(sum_up(counted, live)))
+            facts: dict[str, dict[tuple[str, ...], float]] = {name: {(): read()} for name, read in self._facts.items()}
+            return await asyncio.to_thread(lambda: render(with_facts(sum_up(counted, live), facts)))
 
     async def save(self) -> None:
         """Write the file if anything changed."""
@@ -186,8 +205,11 @@ class Telemetry:
         numbers = {name: dict(series) for name, series in self._own_counts.items()}
         numbers["gateway_edges"] = {(): float(len(self._connected))}
         numbers["gateway_log_dropped_total"] = {("control",): float(self._log.dropped)}
-        lag: dict[tuple[str, ...], HistogramSample] = {("control",): HistogramSample(list(self._lag), self._lag_sum_s)}
-        return Samples(numbers=numbers, histograms={"gateway_loop_lag_seconds": lag})
+        histograms = {
+            name: {labels: HistogramSample(list(sample.buckets), sample.sum) for labels, sample in series.items()}
+            for name, series in self._own_histograms.items()
+        }
+        return Samples(numbers=numbers, histograms=histograms)
 
     def _is_live(self, name: str) -> bool:
         return name in self._connected or name == self._own_name
@@ -197,14 +219,13 @@ class Telemetry:
         self._retired_names.append(name)
         self._changed = True
 
-    def _observe_lag(self, lag_s: float) -> None:
-        bounds = METRICS["gateway_loop_lag_seconds"].buckets
-        self._lag[next((i for i, bound in enumerate(bounds) if lag_s <= bound), len(bounds))] += 1
-        self._lag_sum_s += lag_s  # no reason to write the file: a scrape does so first
-
     def _write(self, state: State) -> None:
         draft = self._path.with_name(self._path.name + ".draft")
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:
             file.write(msgspec.msgpack.encode(state))
         draft.replace(self._path)
+
+
+def _nothing(name: str) -> HistogramSample:
+    return HistogramSample([0] * (len(METRICS[name].buckets) + 1), 0.0)

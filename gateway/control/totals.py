@@ -6,7 +6,7 @@ process of another version reports is left out rather than shown wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import prometheus_client
 from prometheus_client.core import Metric as Family
@@ -68,6 +68,11 @@ def sum_up(counted: Iterable[Samples], live: Iterable[Samples]) -> Samples:
     for samples in live:
         totals.add(samples, gauges=True)
     return totals.samples()
+
+
+def with_facts(samples: Samples, facts: Mapping[str, dict[Labels, float]]) -> Samples:
+    """These figures, some of them replaced by what is known better."""
+    return Samples(numbers={**samples.numbers, **facts}, histograms=samples.histograms)
 
 
 def render(samples: Samples) -> bytes:

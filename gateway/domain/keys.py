@@ -8,7 +8,10 @@ from typing import Literal
 
 import msgspec
 
+from gateway.domain.errors import Unauthenticated
+
 PREFIX = "sk-or-v1-"
+SECRET_BYTES_MAX = 512  # of what a caller presents
 
 
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,3 +41,20 @@ def digest(secret: str | bytes) -> str:
 def label(secret: str) -> str:
     """`sk-or-v1-abc...123`: safe to show and to log."""
     return f"{secret[: len(PREFIX) + 3]}...{secret[-3:]}"
+
+
+def presented_secret(authorization: str | None, x_api_key: str | None) -> bytes:
+    """What a caller presents, from the values of two headers: a bearer token, or else `x-api-key`. Raises Unauthenticated.
+
+    The bytes are the caller's own: header texts that are not UTF-8 come surrogate-escaped.
+    """
+    if authorization is not None:
+        scheme, _, secret = authorization.partition(" ")
+    elif x_api_key is not None:
+        scheme, secret = "bearer", x_api_key
+    else:
+        raise Unauthenticated("No auth credentials found")
+    presented = secret.strip().encode("utf-8", "surrogateescape")
+    if scheme.lower() != "bearer" or not 0 < len(presented) <= SECRET_BYTES_MAX:
+        raise Unauthenticated("No auth credentials found")
+    return presented

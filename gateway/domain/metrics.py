@@ -72,6 +72,11 @@ METRICS: dict[str, Metric] = {
         Metric("gateway_process_starts_total", "counter", "Processes started by the supervisor.", ("process",)),
         Metric("gateway_catalog_reloads_total", "counter", "Catalog reloads by result.", ("result",)),
         Metric("gateway_edges", "gauge", "Edges joined to control."),
+        Metric("gateway_charged_usd_total", "counter", "Charged for usage, ever, in USD, as far as the ledger has it."),
+        Metric("gateway_journal_pending_records", "gauge", "Finished exchanges in journal files that are not in the ledger yet."),
+        Metric("gateway_journal_oldest_seconds", "gauge", "Age of the oldest exchange that waits for the ledger; 0: none waits."),
+        Metric("gateway_ledger_commit_seconds", "histogram", "Time to post one batch of exchanges to the ledger.", (), SECONDS),
+        Metric("gateway_ledger_refused_records_total", "counter", "Journal records set aside instead of posted, by reason.", ("reason",)),
     )
 }
 

@@ -10,15 +10,20 @@ import ssl
 from pathlib import Path
 
 from gateway.domain.catalog import Catalog
-from gateway.edge.exchange import Parts
+from gateway.edge.admission import Admission
+from gateway.edge.journal import Journal
+from gateway.edge.parts import Parts
 from gateway.edge.providers import Providers
 from gateway.edge.report import ExchangeReport
 from gateway.edge.resolver import Resolver
 from gateway.edge.server import EdgeServer
+from gateway.edge.settlement import Settlement
 from gateway.edge.snapshots import Keys, Snapshots
 from gateway.edge.telemetry import Telemetry
 from gateway.edge.upstream import Origin, Pool
+from gateway.ledger.book import Book
 from gateway.link.client import LinkClient
+from gateway.link.messages import Committed, Journaled
 from gateway.link.pulse import ChildArgs, Pulse, pulse_interval_s
 from gateway.link.runtime import LINK, PUBLIC, RuntimeDir
 from gateway.log import Log
@@ -50,10 +55,26 @@ class Edge:
             on_welcome=self._on_welcome,
             on_key_changed=lambda digest, key: self._keys.change(digest, key),
             on_catalog=self._on_catalog,
-            on_lost=lambda: log.warning("control_lost"),
+            on_lost=self._on_lost,
+            on_grant=lambda grant: self._admission.on_grant(grant),
+            on_recall=lambda resource: self._admission.on_recall(resource),
+            on_funded=lambda resource: self._admission.on_funded(resource),
+            on_committed=self._on_committed,
             on_refused=lambda reason: log.error("control_refused", reason=reason),
         )
         self._keys = Keys(self._link)
+        self._admission = Admission(book=Book(), send=self._link.send, now=loop.time)
+        self._journal = Journal(
+            Path(settings.journal.dir),
+            slot=args.slot,
+            incarnation=args.incarnation,
+            fsync=settings.journal.fsync,
+            fsync_s=settings.journal.fsync_ms / 1000,
+            bytes_max=settings.journal.bytes_max // args.workers,
+            on_appended=self._on_appended,
+            log=log,
+        )
+        self._told_control = False  # that records wait
         self._snapshots = Snapshots()
         self._providers = Providers(telemetry=self._telemetry, calls_max=max(1, settings.upstream.inflight_max // args.workers))
         self._report = ExchangeReport(self._telemetry, log)
@@ -64,6 +85,8 @@ class Edge:
             settings=settings.server,
             parts=Parts(
                 keys=self._keys,
+                admission=self._admission,
+                settlement=Settlement(journal=self._journal, charge_broken_streams=settings.billing.charge_broken_streams),
                 snapshots=self._snapshots,
                 providers=self._providers,
                 report=self._report,
@@ -89,6 +112,7 @@ class Edge:
         self._pulse.start()
         self._loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
         self._loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C reaches the whole group; the supervisor decides
+        self._journal.open()
         await self._link.start()
         self._watch_lag(self._loop.time())
         self._sweep()
@@ -104,11 +128,14 @@ class Edge:
         await self._server.drain()
         await self._providers.close()
         await self._control.close()
+        await self._journal.close()
         await self._link.stop()
         self._pulse.stop()
 
     def _on_welcome(self, catalog: Catalog, control: str) -> None:
         self._keys.forget()
+        self._admission.on_welcome()
+        self._told_control = False
         self._on_catalog(catalog)
         self._welcomed.set()
 
@@ -116,6 +143,21 @@ class Edge:
         self._providers.update(catalog)
         self._snapshots.replace(catalog, lambda endpoint: self._providers.of(endpoint) is not None)
         self._report.catalog_changed(catalog)
+
+    def _on_lost(self) -> None:
+        self._log.warning("control_lost")
+        self._admission.on_lost()
+
+    def _on_appended(self) -> None:
+        if not self._told_control and self._link.joined:
+            self._told_control = True
+            self._link.send(Journaled())
+
+    def _on_committed(self, committed: Committed) -> None:
+        self._journal.committed(committed.file, committed.offset)
+        self._told_control = False
+        if self._journal.pending_bytes:
+            self._on_appended()
 
     def _on_orphaned(self) -> None:
         """The supervisor is gone: nobody would replace or drain us."""
@@ -126,6 +168,7 @@ class Edge:
     def _sweep(self) -> None:
         self._providers.sweep()
         self._control.sweep()
+        self._admission.sweep()
         self._dropped.value = float(self._log.dropped)
         self._loop.call_later(SWEEP_S, self._sweep)
 

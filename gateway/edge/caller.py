@@ -1,8 +1,8 @@
 """One caller's connection: HTTP/1.1 read strictly, one request at a time, every wait bounded.
 
-Heads go through aiohttp's C parser (told that there are no bodies, so that it reads heads only), bodies through
-`wire.framing`. A request in doubt is refused and the connection closed: two readers of one byte stream must never
-disagree on where a request ends. What is asked is told to an `Exchange`, which answers through this object.
+Heads are read by `edge.heads`, bodies by `wire.framing`. A request in doubt is refused and the connection closed: two
+readers of one byte stream must never disagree on where a request ends. What is asked is told to an `Exchange`, which
+answers through this object.
 """
 
 from __future__ import annotations
@@ -10,31 +10,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
-import msgspec
-from aiohttp.http import HttpProcessingError, HttpRequestParser
-from aiohttp.http_exceptions import LineTooLong
-from multidict import CIMultiDictProxy
-
-from gateway.domain.errors import (
-    BadRequest,
-    BodyTooLarge,
-    CallerTimeout,
-    GatewayError,
-    HeadersTooLarge,
-    UnsupportedMediaType,
-    UriTooLong,
-    envelope,
-)
+from gateway.domain.errors import BadRequest, BodyTooLarge, CallerTimeout, GatewayError, HeadersTooLarge, UriTooLong, envelope
 from gateway.edge.deadline import Deadline
-from gateway.edge.responses import CONTINUE, LAST_CHUNK, answer_head, chunk, stream_head
+from gateway.edge.door import Door, Exchange
+from gateway.edge.heads import CHUNKED, HEAD_BYTES_MAX, LINE_BYTES_MAX, HeadReader, RequestHead, body_length
+from gateway.edge.responses import CONTINUE, LAST_CHUNK, answer_head, chunk, error_headers, stream_head
 from gateway.settings import Server
-from gateway.wire.framing import Dechunker, FramingError, content_length
+from gateway.wire.framing import Dechunker, FramingError
 
-HEAD_BYTES_MAX = 32768
-LINE_BYTES_MAX = 8190
-HEADERS_MAX = 128
 AHEAD_BYTES_MAX = 65536  # pipelined requests wait here, unread, until the one before is answered
 WRITE_HIGH_BYTES = 65536  # above this the upstream is paused
 LINGER_S = 2.0  # how long a refused caller may go on sending before the connection is cut
@@ -42,51 +26,12 @@ LINGER_SLOW_S = 0.5  # the same for one who was refused for being slow
 LINGER_BYTES_MAX = 64 << 20  # callers who send a whole body before they read: thrown away unread, it costs time on the wire only
 
 
-class RequestHead(msgspec.Struct, frozen=True):
-    """A request's head, as far as anybody acts on it."""
-
-    method: str
-    target: str  # origin-form, as sent
-    path: str
-    headers: CIMultiDictProxy[str]
-    http10: bool
-
-
-class Exchange(Protocol):
-    """What a connection asks of the thing that answers a request."""
-
-    streaming: bool  # a caller who leaves while this is true ends the exchange
-
-    def on_body_awaited(self) -> None:
-        """The head is here and the body is not: a request that must fail anyway may be refused now."""
-
-    def on_body(self, body: bytes) -> None: ...
-    def on_body_refused(self, error: GatewayError) -> None:
-        """Instead of `on_body`: it broke its framing, a limit or its deadline. To be answered at once."""
-
-    def on_caller_gone(self) -> None: ...
-    def on_caller_slow(self) -> None: ...
-    def on_caller_ready(self) -> None: ...
-    def on_drain_end(self) -> None: ...
-
-
-class Door(Protocol):
-    """Who decides about requests: the edge's server."""
-
-    def open_exchange(self, caller: CallerConnection, head: RequestHead) -> Exchange: ...
-    def on_opened(self, caller: CallerConnection) -> None: ...
-    def on_closed(self, caller: CallerConnection) -> None: ...
-    def on_refused(self, error: GatewayError) -> None: ...
-    @property
-    def draining(self) -> bool: ...
-
-
 class CallerConnection(asyncio.Protocol):
     """Reads requests one by one and writes their answers."""
 
     __slots__ = (
         "_ahead", "_between", "_body", "_body_bytes", "_buffer", "_chunked_out", "_deadline", "_dechunker", "_door", "_eof", "_exchange",
-        "_head_only", "_http11", "_keep_alive", "_left", "_lingered", "_loop", "_on_deadline", "_parser", "_reading_body", "_scanned",
+        "_head_only", "_heads", "_http11", "_keep_alive", "_left", "_lingered", "_loop", "_on_deadline", "_reading_body", "_scanned",
         "_settings", "_stall", "_transport", "_unsent", "_write_paused", "peer",
     )  # fmt: skip
 
@@ -95,7 +40,7 @@ class CallerConnection(asyncio.Protocol):
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._parser = self._new_parser()
+        self._heads = HeadReader(self)
         self._deadline = Deadline(self._loop, self._expired)
         self._on_deadline: Callable[[], None] = self.close
         self._stall = Deadline(self._loop, self._check_writes)
@@ -137,8 +82,8 @@ class CallerConnection(asyncio.Protocol):
         connection = transport.get_extra_info("socket")
         if connection is not None and connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._door.on_opened(self)
         self._await_until(self._settings.request_head_s, self.close)
+        self._door.on_opened(self)
 
     def data_received(self, data: bytes) -> None:
         if self._lingered >= 0:
@@ -183,25 +128,11 @@ class CallerConnection(asyncio.Protocol):
 
     # Reading a request.
 
-    def _new_parser(self) -> HttpRequestParser:
-        return HttpRequestParser(
-            self,  # type: ignore[arg-type]  # it only wants a base protocol for bodies, and reads none
-            self._loop,
-            2**16,
-            max_line_size=LINE_BYTES_MAX,
-            max_headers=HEADERS_MAX,
-            max_field_size=LINE_BYTES_MAX,
-            response_with_body=False,
-            auto_decompress=False,
-        )
-
     def _on_head_bytes(self, data: bytes) -> None:
         buffer = self._buffer
         if not buffer:
-            if data.startswith(b"\r\n"):  # one empty line before a request is to be ignored (RFC 9112 section 2.2)
-                data = data[2:]
-                if not data:
-                    return
+            if data == b"\r\n":
+                return
             end = data.find(b"\r\n\r\n") + 4
             if 4 <= end <= HEAD_BYTES_MAX:
                 self._on_head(data[:end], data[end:])
@@ -211,7 +142,7 @@ class CallerConnection(asyncio.Protocol):
         end = buffer.find(b"\r\n\r\n", max(0, self._scanned - 3)) + 4
         self._scanned = len(buffer)
         if 4 <= end <= HEAD_BYTES_MAX:
-            head, rest = bytes(buffer[:end]).removeprefix(b"\r\n"), bytes(buffer[end:])
+            head, rest = bytes(buffer[:end]), bytes(buffer[end:])
             buffer.clear()
             self._scanned = 0
             self._on_head(head, rest)
@@ -220,9 +151,10 @@ class CallerConnection(asyncio.Protocol):
         elif len(buffer) > HEAD_BYTES_MAX:
             self._refuse(HeadersTooLarge("the request's headers are too large"))
 
-    def _on_head(self, data: bytes, rest: bytes) -> None:
+    def _on_head(self, data: bytes, rest: bytes | None) -> None:
+        """A whole head, and what came with it; `rest` None: that is waiting in `_ahead`."""
         try:
-            head = self._read_head(data)
+            head = self._heads.read(data)
             self._frame(head)
         except GatewayError as error:
             self._refuse(error)
@@ -231,9 +163,12 @@ class CallerConnection(asyncio.Protocol):
         self._between = False
         exchange = self._exchange = self._door.open_exchange(self, head)
         if not self._reading_body:
-            self._ahead += rest
+            if rest:
+                self._ahead += rest
             exchange.on_body(b"")
             return
+        if rest is None:
+            rest = self._body_from_ahead()
         self._await_until(self._settings.request_body_s, self._too_slow)
         if rest:
             self._on_body_bytes(rest)
@@ -242,61 +177,15 @@ class CallerConnection(asyncio.Protocol):
             if "Expect" in head.headers and self._exchange is exchange and not head.http10 and not rest:
                 self._write(CONTINUE)
 
-    def _read_head(self, data: bytes) -> RequestHead:
-        """Raises a CallerFault whenever the head is not plain HTTP/1.0 or 1.1 to an origin server."""
-        try:
-            messages, upgraded, _ = self._parser.feed_data(data)
-        except LineTooLong:
-            too_long_target = data.find(b"\r\n") > LINE_BYTES_MAX
-            raise (UriTooLong if too_long_target else HeadersTooLarge)("the request's head is too large") from None
-        except (HttpProcessingError, ValueError) as error:
-            if "Too many headers" in str(error):
-                raise HeadersTooLarge("the request has too many headers") from None
-            raise BadRequest("the request is not valid HTTP/1.1") from None
-        if upgraded:
-            self._parser = self._new_parser()  # offers to switch protocols are not taken up
-        if len(messages) != 1:
-            raise BadRequest("the request is not valid HTTP/1.1")
-        message = messages[0][0]
-        version = message.version
-        if version.major != 1 or version.minor not in (0, 1):
-            raise _VersionNotSupported("only HTTP/1.1 and HTTP/1.0 are spoken here")
-        if "Host" not in message.headers and version.minor == 1:  # the parser refuses a second one
-            raise BadRequest("the Host header is missing")
-        target = message.path
-        if message.method == "CONNECT" or not target.startswith("/") or data[len(message.method) + 1 : len(message.method) + 2] != b"/":
-            raise BadRequest("the request target must be a path")
-        self._http11 = version.minor == 1
-        self._keep_alive = self._http11 and not message.should_close
-        self._head_only = message.method == "HEAD"
-        return RequestHead(message.method, target, target.partition("?")[0], message.headers, version.minor == 0)
-
     def _frame(self, head: RequestHead) -> None:
-        """Where the body ends; sets up its reading. Raises a CallerFault."""
-        headers = head.headers
-        coding = headers.get("Transfer-Encoding")
-        length = headers.get("Content-Length")
-        self._dechunker = None
-        self._left = 0
+        length = body_length(head, self._settings.body_bytes_max)
+        self._dechunker = Dechunker() if length == CHUNKED else None
+        self._left = max(0, length)
         self._body_bytes = 0
-        if coding is not None:
-            if length is not None or head.http10:
-                raise BadRequest("the body's framing is ambiguous")
-            if ",".join(headers.getall("Transfer-Encoding")).strip().lower() != "chunked":
-                raise _NotImplemented("only the chunked transfer coding is understood")
-            self._dechunker = Dechunker()
-        elif length is not None:
-            try:
-                self._left = content_length(length)
-            except FramingError:
-                raise BadRequest("Content-Length is not a number") from None
-            if self._left > self._settings.body_bytes_max:
-                raise BodyTooLarge(f"the body is larger than {self._settings.body_bytes_max} bytes")
-        if "Content-Encoding" in headers and any(value.lower() != "identity" for value in headers.getall("Content-Encoding")):
-            raise UnsupportedMediaType("compressed bodies are not accepted; send the body without Content-Encoding")
-        if headers.get("Expect", "100-continue").lower() != "100-continue":
-            raise _ExpectationFailed("only 100-continue can be expected")
-        self._reading_body = self._dechunker is not None or self._left > 0
+        self._reading_body = length != 0
+        self._keep_alive = head.keep_alive
+        self._http11 = not head.http10
+        self._head_only = head.method == "HEAD"
 
     def _on_body_bytes(self, data: bytes) -> None:
         dechunker = self._dechunker
@@ -325,7 +214,7 @@ class CallerConnection(asyncio.Protocol):
         self._reading_body = False
         self._deadline.clear()
         if rest:
-            self._ahead += rest
+            self._ahead[:0] = rest
         if self._exchange is not None:
             self._exchange.on_body(body)
 
@@ -334,9 +223,10 @@ class CallerConnection(asyncio.Protocol):
         self._exchange = None
         if self._transport is None:
             return
-        if self._reading_body:  # answered before the body was here
+        ending = not self._keep_alive or self._eof or self._door.draining
+        if self._reading_body or (ending and self._ahead):  # answered while the caller still sends
             self._linger()
-        elif not self._keep_alive or self._eof or self._door.draining:
+        elif ending:
             self.close()
         elif not self._write_paused:  # who does not read is not asked for more
             self._await_request()
@@ -353,12 +243,28 @@ class CallerConnection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        data = bytes(self._ahead)
-        self._ahead.clear()
+        ahead = self._ahead
         self._between = True
-        self._on_head_bytes(data)
-        if len(self._ahead) <= AHEAD_BYTES_MAX and not transport.is_closing() and not transport.is_reading():
+        end = ahead.find(b"\r\n\r\n") + 4
+        if 4 <= end <= HEAD_BYTES_MAX:
+            head = bytes(ahead[:end])
+            del ahead[:end]  # moves the array's start, not its bytes
+            self._on_head(head, None)
+            while ahead and self._reading_body:
+                self._on_body_bytes(self._body_from_ahead())
+        else:
+            data = bytes(ahead)
+            ahead.clear()
+            self._on_head_bytes(data)
+        if len(ahead) <= AHEAD_BYTES_MAX and not transport.is_closing() and not transport.is_reading():
             transport.resume_reading()
+
+    def _body_from_ahead(self) -> bytes:
+        """The next bytes of the body that are already here."""
+        size = self._left if self._dechunker is None else WRITE_HIGH_BYTES
+        data = bytes(self._ahead[:size])
+        del self._ahead[:size]
+        return data
 
     # Answering.
 
@@ -393,6 +299,13 @@ class CallerConnection(asyncio.Protocol):
         elif data:
             self._write(data)
         self._next_request()
+
+    def turn_away(self, error: GatewayError) -> None:
+        """No room for this connection: an answer if it gets through, and no lingering, for descriptors are what is short."""
+        body = envelope(error)
+        headers = error_headers(error)
+        self._write(answer_head(error.http_status, len(body), headers, "application/json", close=True) + body)
+        self.close()
 
     def close(self) -> None:
         """Close once everything written is sent, within `write_stall_s`."""
@@ -484,25 +397,3 @@ class CallerConnection(asyncio.Protocol):
 
     def _expired(self) -> None:
         self._on_deadline()
-
-
-class _VersionNotSupported(BadRequest):
-    status = 505
-    code = "http_version"
-
-
-class _NotImplemented(BadRequest):
-    status = 501
-    code = "not_implemented"
-
-
-class _ExpectationFailed(BadRequest):
-    status = 417
-    code = "expectation_failed"
-
-
-def error_headers(error: GatewayError) -> tuple[tuple[str, str], ...]:
-    """Headers that go with an error: Retry-After in whole seconds, rounded up."""
-    if error.retry_after_s is None:
-        return ()
-    return (("Retry-After", str(max(1, -int(-error.retry_after_s // 1)))),)

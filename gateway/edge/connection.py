@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from aiohttp.http import HttpProcessingError, HttpResponseParser
 from multidict import CIMultiDictProxy
 
-from gateway.domain.errors import StreamBroken, UpstreamGarbage
+from gateway.domain.errors import UpstreamGarbage
 from gateway.wire.framing import Dechunker, FramingError, content_length
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 HEAD_BYTES_MAX = 65536
 INTERIM_ANSWERS_MAX = 8  # 1xx before the answer
+_VERSION = b"HTTP/1."
 _UNBOUNDED = -1
 
 
@@ -40,6 +41,7 @@ class ProviderConnection(asyncio.Protocol):
         "_reused",
         "_transport",
         "idle_since",
+        "retired",
     )
 
     def __init__(self, pool: Pool) -> None:
@@ -63,6 +65,7 @@ class ProviderConnection(asyncio.Protocol):
         self._got_bytes = False
         self._reused = False
         self.idle_since = 0.0
+        self.retired = False  # not to be used again
 
     def usable(self) -> bool:
         return self._transport is not None and not self._transport.is_closing() and self._call is None
@@ -132,7 +135,7 @@ class ProviderConnection(asyncio.Protocol):
         elif self._reading_head:
             call.fail(UpstreamGarbage("Provider closed the connection without an answer"))
         else:
-            call.fail(StreamBroken("Provider broke off its answer"))
+            call.fail(UpstreamGarbage("Provider broke off its answer"))
 
     # The answer.
 
@@ -141,11 +144,13 @@ class ProviderConnection(asyncio.Protocol):
             data = self._buffer + data
         end = data.find(b"\r\n\r\n")
         if end < 0:
-            if len(data) > HEAD_BYTES_MAX:
-                raise FramingError("head too large")
+            if len(data) > HEAD_BYTES_MAX or not data.startswith(_VERSION[: len(data)]):
+                raise FramingError("not the head of an answer")
             self._buffer = data
             return
         self._buffer = b""
+        if not data.startswith(_VERSION):
+            raise FramingError("not HTTP/1")
         messages, _, _ = self._parser.feed_data(data[: end + 4])
         if len(messages) != 1:
             raise FramingError("not one answer")
@@ -171,9 +176,9 @@ class ProviderConnection(asyncio.Protocol):
         self._left = 0
         if bodyless or status in (204, 304):
             return
-        coding = headers.get("Transfer-Encoding")
-        if coding is not None:
-            if coding.strip().lower() != "chunked":
+        codings = headers.getall("Transfer-Encoding", ())
+        if codings:
+            if len(codings) > 1 or codings[0].strip().lower() != "chunked":
                 raise FramingError("transfer coding")
             self._dechunker = Dechunker()
             return
@@ -201,7 +206,7 @@ class ProviderConnection(asyncio.Protocol):
             call.on_data(payload)
         if ended and self._call is call:
             self._call = None
-            if self._keep_alive:
+            if self._keep_alive and not self.retired:
                 self.resume()
                 self._pool.keep(self)
             else:
@@ -212,6 +217,4 @@ class ProviderConnection(asyncio.Protocol):
         call, in_head = self._call, self._reading_head
         self.abort()
         if call is not None:
-            call.fail(
-                UpstreamGarbage("Provider's answer is not valid HTTP") if in_head else StreamBroken("Provider's answer broke its framing")
-            )
+            call.fail(UpstreamGarbage("Provider's answer is not valid HTTP" if in_head else "Provider's answer broke its framing"))

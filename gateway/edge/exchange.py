@@ -7,10 +7,9 @@ is still ours; after it the answer passes on, or ends with one error event. The 
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Callable
 
-from gateway.domain.catalog import Endpoint, Model
 from gateway.domain.errors import (
     CallerGone,
     DeadlineExceeded,
@@ -23,55 +22,31 @@ from gateway.domain.errors import (
     Unauthenticated,
     UnknownModel,
 )
-from gateway.domain.generation import GenerationIds
-from gateway.domain.keys import KeyRecord, digest
-from gateway.edge.attempts import AnswerAttempt, Attempt, StreamAttempt
-from gateway.edge.caller import CallerConnection, RequestHead
+from gateway.domain.keys import KeyRecord, digest, presented_secret
+from gateway.edge.admission import quote
+from gateway.edge.attempts import AnswerAttempt, Attempt
+from gateway.edge.caller import CallerConnection
 from gateway.edge.deadline import Deadline
-from gateway.edge.providers import Providers
-from gateway.edge.report import ExchangeReport
-from gateway.edge.snapshots import Keys, Snapshots
-from gateway.settings import Timeouts, Upstream
+from gateway.edge.heads import RequestHead
+from gateway.edge.parts import Parts
+from gateway.edge.relay import StreamAttempt
+from gateway.edge.settlement import Bill
+from gateway.edge.snapshots import Choice
+from gateway.ledger.book import Hold
 from gateway.wire.envelope import Envelope, Kind, parse
 from gateway.wire.sse import DONE, error_event
 
 KEEPALIVE = b": OPENROUTER PROCESSING\n\n"
 ATTEMPTS_MAX = 8
-SECRET_BYTES_MAX = 512
-
-
-class Parts:
-    """What every exchange of an edge uses."""
-
-    __slots__ = ("ids", "keys", "loop", "providers", "report", "snapshots", "timeouts", "upstream")
-
-    def __init__(
-        self,
-        *,
-        keys: Keys,
-        snapshots: Snapshots,
-        providers: Providers,
-        report: ExchangeReport,
-        timeouts: Timeouts,
-        upstream: Upstream,
-    ) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.ids = GenerationIds()
-        self.keys = keys
-        self.snapshots = snapshots
-        self.providers = providers
-        self.report = report
-        self.timeouts = timeouts
-        self.upstream = upstream
 
 
 class InferenceExchange:
     """A chat or completion request and all its attempts."""
 
     __slots__ = (
-        "_attempt", "_body", "_caller", "_choices", "_deadline", "_asked", "_head", "_key", "_last_error", "_parts", "_streaming_begun",
-        "attempts", "created_s", "envelope", "finished", "generation_id", "keepalive_at", "kind", "overhead_s", "started_at",
-        "streaming", "total_at",
+        "_asked", "_attempt", "_body", "_caller", "_choices", "_deadline", "_head", "_hold", "_key", "_last_error", "_parts",
+        "_streaming_begun", "attempts", "created_s", "envelope", "finished", "generation_id", "keepalive_at", "kind", "overhead_s",
+        "started_at", "streaming", "total_at",
     )  # fmt: skip
 
     def __init__(self, parts: Parts, caller: CallerConnection, head: RequestHead, kind: Kind) -> None:
@@ -80,8 +55,9 @@ class InferenceExchange:
         self._head = head
         self._asked = False  # for the key
         self._key: KeyRecord | None = None
+        self._hold: Hold | None = None
         self._body: bytes | None = None
-        self._choices: list[tuple[Model, Endpoint]] = []
+        self._choices: list[Choice] = []
         self._attempt: Attempt | None = None
         self._last_error: GatewayError | None = None
         self._streaming_begun = False
@@ -109,6 +85,10 @@ class InferenceExchange:
     def parts(self) -> Parts:
         return self._parts
 
+    def header(self, name: str) -> str:
+        """What the caller says of itself; "" when it does not."""
+        return self._head.headers.get(name, "")
+
     # 1. The head is here: who is it?
 
     def on_body_awaited(self) -> None:
@@ -129,7 +109,7 @@ class InferenceExchange:
             return
         self._asked = True
         try:
-            secret = _secret(self._head)
+            secret = presented_secret(self._head.headers.get("Authorization"), self._head.headers.get("x-api-key"))
         except Unauthenticated as error:
             self._refuse(error)
             return
@@ -159,6 +139,7 @@ class InferenceExchange:
         clock = time.perf_counter()
         self._body = None
         try:
+            self._parts.settlement.require_room()
             envelope = self.envelope = parse(body, self.kind)
             self._choices = self._rank(envelope)
         except GatewayError as error:
@@ -167,28 +148,44 @@ class InferenceExchange:
         self.streaming = envelope.stream
         self.created_s = int(time.time())
         self.generation_id = self._parts.ids.new(self.created_s)
-        self._deadline.set(min(self.total_at, self.keepalive_at) if self.streaming else self.total_at)
-        self._next_attempt()
         self.overhead_s += time.perf_counter() - clock
+        self.rearm()
+        self._parts.admission.reserve(key, quote(envelope, self._choices), self._on_reserved)
 
-    def _rank(self, envelope: Envelope) -> list[tuple[Model, Endpoint]]:
+    def _rank(self, envelope: Envelope) -> list[Choice]:
         catalog = self._parts.snapshots.catalog
-        choices: list[tuple[Model, Endpoint]] = []
+        choices: list[Choice] = []
         for name in (envelope.model, *envelope.models):
             model = catalog.find(name)
             if model is None:
                 raise UnknownModel("the model is not a valid model ID; see /api/v1/models")
-            choices.extend([(model, endpoint) for endpoint in self._parts.snapshots.in_order(model)])
+            choices += self._parts.snapshots.in_order(model)
         if not choices:
             raise NoEndpointAvailable("no provider of this model is in service", retry_after_s=30.0)
         return choices
 
-    # 3. Attempts, one after the other, until a first content byte.
+    # 3. Credit is set aside: at once, unless a lease ran dry.
+
+    def _on_reserved(self, hold: Hold | None, error: GatewayError | None) -> None:
+        if self.finished:
+            if hold is not None:
+                hold.release()
+        elif hold is None:
+            assert error is not None
+            self._fail(error)
+        else:
+            clock = time.perf_counter()
+            self._hold = hold
+            self._next_attempt()
+            self.overhead_s += time.perf_counter() - clock
+
+    # 4. Attempts, one after the other, until a first content byte.
 
     def _next_attempt(self) -> None:
         assert self.envelope is not None
         while self._choices and len(self.attempts) < ATTEMPTS_MAX:
-            model, endpoint = self._choices.pop(0)
+            choice = self._choices.pop(0)
+            model, endpoint = choice.model, choice.endpoint
             upstream = self._parts.providers.of(endpoint)
             if upstream is None:
                 continue
@@ -215,16 +212,16 @@ class InferenceExchange:
         else:
             self._fail(error)
 
-    # 4. The answer.
+    # 5. The answer.
 
-    def answer(self, body: bytes) -> None:
-        """A whole answer, in our name."""
+    def answer(self, render: Callable[[bytes], bytes]) -> None:
+        """A whole answer, in our name; `render` puts the `usage` object into it."""
         if self.finished:
             return
-        caller = self._caller
-        self._finish(200, None)
-        if caller is not None:
-            caller.answer(200, body, (("X-Generation-Id", self.generation_id),))
+        caller, headers = self._caller, (("X-Generation-Id", self.generation_id),)
+        bill = self._bill(None)
+        body = render(bill.usage_json())
+        self._finish(200, None, bill, lambda: caller.answer(200, body, headers) if caller is not None else None)
 
     def stream(self, data: bytes) -> None:
         """Events for the caller; the first ones carry the first content."""
@@ -236,15 +233,16 @@ class InferenceExchange:
         self.keepalive_at = self._parts.loop.time() + self._parts.timeouts.keepalive_s
         caller.stream(data)
 
-    def end_stream(self, data: bytes) -> None:
-        """The last events; `[DONE]` and the end of the framing leave in the same write."""
+    def end_stream(self, data: bytes, render: Callable[[bytes], bytes]) -> None:
+        """The last events; usage, `[DONE]` and the end of the framing leave in the same write."""
         caller = self._caller
         if self.finished or caller is None:
             return
         if not self._streaming_begun:
             self._begin_stream(caller)
-        self._finish(200, None)
-        caller.end_stream(data + DONE)
+        bill = self._bill(None)
+        last = data + render(bill.usage_json()) + DONE
+        self._finish(200, None, bill, lambda: caller.end_stream(last))
 
     def break_stream(self, error: GatewayError) -> None:
         """After the first content byte: one error event, no success marker after it."""
@@ -254,7 +252,7 @@ class InferenceExchange:
         self._streaming_begun = True
         caller.begin_stream(200, (("X-Generation-Id", self.generation_id),), "text/event-stream")
 
-    # 5. Waiting.
+    # 6. Waiting.
 
     def rearm(self) -> None:
         """A phase began whose deadline may be sooner than the one set."""
@@ -280,7 +278,7 @@ class InferenceExchange:
         if not self.finished:
             self.rearm()
 
-    # 6. The caller's side.
+    # 7. The caller's side.
 
     def on_caller_gone(self) -> None:
         """A stream's provider is cancelled at once; a whole answer is awaited, for it is paid for."""
@@ -300,7 +298,7 @@ class InferenceExchange:
     def on_drain_end(self) -> None:
         self._fail(Draining("The gateway is shutting down", retry_after_s=1.0))
 
-    # 7. The end, once.
+    # 8. The end, once.
 
     def _refuse(self, error: GatewayError) -> None:
         self._fail(error)
@@ -309,41 +307,38 @@ class InferenceExchange:
         if self.finished:
             return
         caller, attempt = self._caller, self._attempt
-        self._finish(error.http_status, error)
         if caller is None:
-            return
-        if not self._streaming_begun:
+            self._finish(error.http_status, error)
+        elif not self._streaming_begun:
             headers = (("X-Generation-Id", self.generation_id),) if self.generation_id else ()
-            caller.answer_error(error, headers)
-            return
-        assert self.envelope is not None
-        model = attempt.model.id if attempt is not None else self.envelope.model
-        provider = attempt.upstream.provider.name if attempt is not None else ""
-        caller.end_stream(error_event(error.body(), self.generation_id, model, provider, self.created_s, self.kind))
+            self._finish(error.http_status, error, then=lambda: caller.answer_error(error, headers))
+        else:
+            assert self.envelope is not None
+            model = attempt.model.id if attempt is not None else self.envelope.model
+            provider = attempt.upstream.provider.name if attempt is not None else ""
+            event = error_event(error.body(), self.generation_id, model, provider, self.created_s, self.kind)
+            self._finish(error.http_status, error, then=lambda: caller.end_stream(event))
 
-    def _finish(self, status: int, error: GatewayError | None) -> None:
+    def _bill(self, error: GatewayError | None) -> Bill:
+        return self._parts.settlement.bill(self, self._attempt, error)
+
+    def _finish(self, status: int, error: GatewayError | None, bill: Bill | None = None, then: Callable[[], None] = lambda: None) -> None:
+        """Stop the provider where it still works, settle, tell, and only then let the last byte go: `then`."""
         self.finished = True
         self._caller = None
         self._deadline.close()
-        if self._attempt is not None and (error is not None or not self._attempt.ended):
-            self._attempt.leave(error)
+        attempt, hold = self._attempt, self._hold
+        if attempt is not None and (error is not None or not attempt.ended):
+            attempt.leave(error)
         self._parts.report.finished(self, status, error)
+        if hold is None:
+            then()
+        elif not self.attempts:
+            hold.release()
+            then()
+        else:
+            bill = bill or self._bill(error)
+            self._parts.settlement.settle(self, hold, attempt, bill, status=status, error=error, then=then)
         # Attempts know their exchange: without this cut every exchange would wait for the cycle collector.
-        self._attempt = None
+        self._attempt = self._hold = None
         self.attempts.clear()
-
-
-def _secret(head: RequestHead) -> bytes:
-    """The bearer token's bytes. Raises Unauthenticated."""
-    value = head.headers.get("Authorization")
-    if value is None:
-        value = head.headers.get("x-api-key")
-        if value is None:
-            raise Unauthenticated("No auth credentials found")
-        scheme, secret = "bearer", value
-    else:
-        scheme, _, secret = value.partition(" ")
-    secret = secret.strip()
-    if scheme.lower() != "bearer" or not secret or len(secret) > SECRET_BYTES_MAX:
-        raise Unauthenticated("No auth credentials found")
-    return secret.encode("utf-8", "surrogateescape")

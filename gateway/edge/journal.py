@@ -51,6 +51,8 @@ class Journal:
         self._fd = -1
         self._sizes: dict[int, int] = {}  # bytes per file, from the one that control is reading to the one being written
         self._failed = False
+        self._batch: list[bytes] = []
+        self._thens: list[Callable[[], None]] = []
         self._unsynced: list[Callable[[], None]] = []
         self._sync: asyncio.Future[None] | None = None
         self._dirty = False
@@ -72,29 +74,41 @@ class Journal:
             raise Overloaded("too many charges wait to be recorded; try again shortly", retry_after_s=1.0)
 
     def append(self, generation: Generation, then: Callable[[], None]) -> None:
-        """Write the record, then call `then`: at once, or after its sync with `fsync = "always"`."""
-        data = records.encode(generation)
+        """Write the record within this turn of the loop, then call `then`; with `fsync = "always"` after its sync.
+
+        One write serves all exchanges that end in the same turn.
+        """
+        self._batch.append(records.encode(generation))
+        self._thens.append(then)
+        if len(self._batch) == 1:
+            self._loop.call_soon(self._write_batch)
+
+    def _write_batch(self) -> None:
+        data, thens = b"".join(self._batch), self._thens
+        if not data:
+            return
+        self._batch, self._thens = [], []
         try:
             if self._sizes[self._number] + len(data) > ROTATE_BYTES:
                 self._open_next()
-            written = os.write(self._fd, data)
-            if written != len(data):
+            if os.write(self._fd, data) != len(data):
                 raise OSError("short write")
         except OSError as error:
+            # These answers were made and paid for: it is not the callers' fault that we cannot note them.
             self._fail(error)
-            then()  # the answer was made and paid for: it is not the caller's fault that we cannot note it
-            return
-        self._sizes[self._number] += len(data)
-        self.pending_bytes += len(data)
-        self._dirty = True
-        if self._fsync == "always":
-            self._unsynced.append(then)
-            self._sync_soon(0.0)
         else:
-            if self._fsync == "batch":
+            self._sizes[self._number] += len(data)
+            self.pending_bytes += len(data)
+            self._dirty = True
+            if self._fsync == "always":
+                self._unsynced += thens
+                thens = []
+                self._sync_soon(0.0)
+            elif self._fsync == "batch":
                 self._sync_soon(self._fsync_s)
+            self._on_appended()
+        for then in thens:
             then()
-        self._on_appended()
 
     def committed(self, file: str, offset: int) -> None:
         """Control has everything of `file` up to `offset` in the store."""
@@ -108,6 +122,7 @@ class Journal:
 
     async def close(self) -> None:
         """Sync what is there and give the lock back."""
+        self._write_batch()
         while self._sync is not None:
             await asyncio.wait((self._sync,))
         if self._fd >= 0:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from multidict import CIMultiDictProxy
 
 from gateway.domain.errors import GatewayError, Overloaded, StoreUnavailable
-from gateway.edge.caller import CallerConnection, RequestHead
+from gateway.edge.caller import CallerConnection
+from gateway.edge.heads import RequestHead
 from gateway.edge.upstream import Call, Pool
 from gateway.wire.framing import FramingError, content_length
 
@@ -20,7 +21,7 @@ _HOP_BY_HOP = frozenset(
 CALLER_HEADER = "X-Gateway-Caller"
 # Where a request comes from is told by CALLER_HEADER alone: what callers claim of it stays outside.
 _CLAIMS = frozenset(("forwarded", "x-real-ip"))
-_CLAIM_PREFIXES = ("x-gateway-", "x-forwarded-", "proxy-")
+_CLAIM_PREFIXES = ("x-gateway-", "x-forwarded-", "proxy")
 
 
 class Passage:

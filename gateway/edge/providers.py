@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from gateway import __version__
 from gateway.domain.catalog import Catalog, Endpoint, Provider
 from gateway.edge.resolver import Resolver
-from gateway.edge.telemetry import Telemetry
+from gateway.edge.telemetry import Counter, Telemetry
 from gateway.edge.upstream import Origin, Pool
 from gateway.settings import provider_secret
 from gateway.wire.dialect import DIALECTS
@@ -20,12 +20,13 @@ from gateway.wire.envelope import Kind
 class Upstream:
     """One provider as this edge calls it."""
 
-    __slots__ = ("_heads", "_key", "pool", "provider", "secret")
+    __slots__ = ("_heads", "dropped_events", "pool", "provider", "secret")
 
-    def __init__(self, provider: Provider, secret: str, pool: Pool) -> None:
+    def __init__(self, provider: Provider, secret: str, pool: Pool, dropped_events: Counter) -> None:
         self.provider = provider
         self.secret = secret
         self.pool = pool
+        self.dropped_events = dropped_events
         self._heads = {
             (kind, stream): _head(provider, secret, kind, stream=stream) for kind in ("chat", "text") for stream in (True, False)
         }
@@ -68,7 +69,8 @@ class Providers:
                 continue
             key = (slug, *_origin_of(provider))
             used.add(key)
-            upstreams[slug] = Upstream(provider, secret, self._pools.get(key) or self._open_pool(key))
+            dropped_events = self._telemetry.counter("gateway_dropped_events_total", slug)
+            upstreams[slug] = Upstream(provider, secret, self._pools.get(key) or self._open_pool(key), dropped_events)
         for key in [key for key in self._pools if key not in used]:
             self._retired.append(self._pools.pop(key))
         self._upstreams = upstreams
@@ -93,13 +95,14 @@ class Providers:
         for pool in self._pools.values():
             pool.sweep()
         for pool in self._retired:
-            pool.retire_idle()
-        self._retired = [pool for pool in self._retired if pool.calls]
+            pool.sweep()
+            pool.retire()
+        self._retired = [pool for pool in self._retired if pool.in_use]
 
     def _on_addresses_changed(self, host: str) -> None:
         for (_, pool_host, _, _), pool in self._pools.items():
             if pool_host == host:
-                pool.retire_idle()
+                pool.retire()
 
     async def close(self) -> None:
         await asyncio.gather(*(pool.close() for pool in (*self._pools.values(), *self._retired)))

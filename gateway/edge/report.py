@@ -8,7 +8,7 @@ import msgspec
 
 from gateway.domain.catalog import Catalog
 from gateway.domain.errors import GatewayError
-from gateway.edge.telemetry import Counter, Histogram, Telemetry
+from gateway.edge.telemetry import Counter, Telemetry
 from gateway.log import Log
 
 if TYPE_CHECKING:
@@ -27,6 +27,21 @@ _tokens_decoder = msgspec.json.Decoder(_Tokens)
 TOKENS_MAX = 2**31  # a count above this is not one
 
 
+class _EndpointFigures:
+    """The metric children of one endpoint, looked up once."""
+
+    __slots__ = ("duration", "input", "label", "ok", "output", "per_token", "ttft")
+
+    def __init__(self, telemetry: Telemetry, provider: str, model: str) -> None:
+        self.label = (provider, model)
+        self.ok = telemetry.counter("gateway_attempts_total", provider, model, "ok")
+        self.duration = telemetry.histogram("gen_ai_server_request_duration_seconds", provider, model)
+        self.ttft = telemetry.histogram("gen_ai_server_time_to_first_token_seconds", provider, model)
+        self.per_token = telemetry.histogram("gen_ai_server_time_per_output_token_seconds", provider, model)
+        self.input = telemetry.counter("gen_ai_client_token_usage", provider, model, "input")
+        self.output = telemetry.counter("gen_ai_client_token_usage", provider, model, "output")
+
+
 class ExchangeReport:
     """Looks metric children up once and then only adds."""
 
@@ -35,13 +50,11 @@ class ExchangeReport:
         self._log = log
         self._overhead = telemetry.histogram("gateway_overhead_seconds")
         self._requests: dict[tuple[str, int], Counter] = {}
-        self._attempts: dict[tuple[str, str, str], Counter] = {}
-        self._histograms: dict[tuple[str, str, str], Histogram] = {}
+        self._endpoints: dict[str, _EndpointFigures] = {}
 
     def catalog_changed(self, catalog: Catalog) -> None:
         """Children of vanished endpoints are not looked up any more; their figures stay."""
-        self._attempts.clear()
-        self._histograms.clear()
+        self._endpoints.clear()
 
     def finished(self, exchange: InferenceExchange, status: int, error: GatewayError | None) -> None:
         self.answered(ROUTES[exchange.kind], status)
@@ -52,7 +65,7 @@ class ExchangeReport:
             self._attempt(attempt, now)
         if exchange.attempts:
             self._overhead.observe(exchange.overhead_s)
-        self._log.info("exchange", **_fields(exchange, status, error, now))
+        self._log.write("info", "exchange", _fields(exchange, status, error, now))
 
     def refused(self, route: str, error: GatewayError) -> None:
         """A request that never became an exchange."""
@@ -67,34 +80,22 @@ class ExchangeReport:
         counter.add()
 
     def _attempt(self, attempt: Attempt, now: float) -> None:
-        provider, model = attempt.endpoint.provider, attempt.endpoint.model_id
-        label = (provider, model, attempt.outcome)
-        counter = self._attempts.get(label)
-        if counter is None:
-            counter = self._attempts[label] = self._telemetry.counter("gateway_attempts_total", *label)
-        counter.add()
+        endpoint = attempt.endpoint
+        figures = self._endpoints.get(endpoint.id)
+        if figures is None:
+            figures = self._endpoints[endpoint.id] = _EndpointFigures(self._telemetry, endpoint.provider, endpoint.model_id)
         if attempt.outcome != "ok":
+            self._telemetry.counter("gateway_attempts_total", *figures.label, attempt.outcome).add()
             return
-        self._histogram("gen_ai_server_request_duration_seconds", provider, model).observe(now - attempt.started_at)
+        figures.ok.add()
+        figures.duration.observe(now - attempt.started_at)
         tokens = _tokens(attempt.usage)
+        figures.input.add(tokens.prompt_tokens)
+        figures.output.add(tokens.completion_tokens)
         if attempt.streams and attempt.first_content_at:
-            self._histogram("gen_ai_server_time_to_first_token_seconds", provider, model).observe(
-                attempt.first_content_at - attempt.started_at
-            )
+            figures.ttft.observe(attempt.first_content_at - attempt.started_at)
             if tokens.completion_tokens > 1:
-                self._histogram("gen_ai_server_time_per_output_token_seconds", provider, model).observe(
-                    (now - attempt.first_content_at) / (tokens.completion_tokens - 1)
-                )
-        if tokens.prompt_tokens:
-            self._telemetry.counter("gen_ai_client_token_usage", provider, model, "input").add(tokens.prompt_tokens)
-        if tokens.completion_tokens:
-            self._telemetry.counter("gen_ai_client_token_usage", provider, model, "output").add(tokens.completion_tokens)
-
-    def _histogram(self, name: str, provider: str, model: str) -> Histogram:
-        histogram = self._histograms.get((name, provider, model))
-        if histogram is None:
-            histogram = self._histograms[name, provider, model] = self._telemetry.histogram(name, provider, model)
-        return histogram
+                figures.per_token.observe((now - attempt.first_content_at) / (tokens.completion_tokens - 1))
 
 
 def _tokens(usage: bytes | None) -> _Tokens:
@@ -122,11 +123,11 @@ def _fields(exchange: InferenceExchange, status: int, error: GatewayError | None
         "stream": envelope.stream if envelope is not None else None,
         "endpoint": last.endpoint.id if last is not None else None,
         "attempts": [(attempt.endpoint.id, attempt.outcome, attempt.provider_status) for attempt in exchange.attempts],
-        "duration_ms": round((now - exchange.started_at) * 1000, 1),
-        "overhead_us": round(exchange.overhead_s * 1e6),
+        "duration_ms": int((now - exchange.started_at) * 1000),
+        "overhead_us": int(exchange.overhead_s * 1e6),
     }
     if last is not None and last.first_content_at:
-        fields["ttft_ms"] = round((last.first_content_at - last.started_at) * 1000, 1)
+        fields["ttft_ms"] = int((last.first_content_at - last.started_at) * 1000)
     if error is not None:
         fields["error"] = error.code
         fields["fault"] = error.fault

@@ -42,19 +42,28 @@ class Resolver:
             if len(self._entries) >= NAMES_MAX:
                 self._entries.clear()
             entry = self._entries[host] = _Entry()
-        if self._loop.time() >= entry.fresh_until and entry.refresh is None:
-            entry.refresh = self._loop.create_task(self._refresh(entry, host, port))
+        self._refresh_if_stale(entry, host, port)
         if not entry.addresses and entry.refresh is not None:
             await asyncio.shield(entry.refresh)
         if not entry.addresses:
             raise OSError("name does not resolve")
         return entry.addresses
 
+    def keep_fresh(self, host: str, port: int) -> None:
+        """Look a known name up again once it is stale: connections may be used for ever without one being opened."""
+        entry = self._entries.get(host)
+        if entry is not None:
+            self._refresh_if_stale(entry, host, port)
+
+    def _refresh_if_stale(self, entry: _Entry, host: str, port: int) -> None:
+        if self._loop.time() >= entry.fresh_until and entry.refresh is None:
+            entry.refresh = self._loop.create_task(self._refresh(entry, host, port))
+
     async def _refresh(self, entry: _Entry, host: str, port: int) -> None:
         try:
             found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
-        except OSError:
+        except (OSError, UnicodeError):  # the latter for what cannot be a name at all
             entry.fresh_until = self._loop.time() + RETRY_S
         else:
             entry.fresh_until = self._loop.time() + FRESH_S

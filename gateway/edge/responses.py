@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from http import HTTPStatus
 
+from gateway.domain.errors import GatewayError
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -56,3 +58,10 @@ def stream_head(status: int, headers: Iterable[tuple[str, str]], content_type: s
 def chunk(data: bytes) -> bytes:
     """One chunk of the chunked coding."""
     return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def error_headers(error: GatewayError) -> tuple[tuple[str, str], ...]:
+    """Headers that go with an error: Retry-After in whole seconds, rounded up."""
+    if error.retry_after_s is None:
+        return ()
+    return (("Retry-After", str(max(1, -int(-error.retry_after_s // 1)))),)

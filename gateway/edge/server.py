@@ -6,13 +6,17 @@ Two routes are inference and answered here; every other path goes to control. A 
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import ssl
 from collections.abc import Iterable
 
-from gateway.domain.errors import GatewayError, MethodNotAllowed
-from gateway.edge.caller import CallerConnection, Exchange, RequestHead
-from gateway.edge.exchange import InferenceExchange, Parts
+from gateway.domain.errors import GatewayError, MethodNotAllowed, Overloaded
+from gateway.edge.caller import CallerConnection
+from gateway.edge.door import Exchange
+from gateway.edge.exchange import InferenceExchange
+from gateway.edge.heads import RequestHead
+from gateway.edge.parts import Parts
 from gateway.edge.passage import Passage
 from gateway.edge.report import ROUTES
 from gateway.edge.responses import PREFLIGHT
@@ -29,6 +33,9 @@ INFERENCE_ROUTES: dict[str, Kind] = {
 }
 CONTROL_ROUTE = "control"
 REFUSED_ROUTE = "refused"  # before a path was known
+DESCRIPTORS_OWN = 64  # for everything that is neither a caller nor a call made for one
+DESCRIPTORS_MAX = 1 << 20
+IDLE_GRACE_S = 2.0  # at a drain: how long a kept connection may take to ask once more
 
 
 class _Immediate:
@@ -71,6 +78,7 @@ class EdgeServer:
         self._callers: set[CallerConnection] = set()
         self._server: asyncio.Server | None = None
         self._closed = asyncio.Event()
+        self._full = False
         self.draining = False
 
     def __repr__(self) -> str:
@@ -89,6 +97,7 @@ class EdgeServer:
         return self._server is not None and not self.draining
 
     async def start(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+        raise_descriptor_limit()
         self._server = await asyncio.get_running_loop().create_server(
             lambda: CallerConnection(self, self._settings), sock=listener, ssl=tls, backlog=4096
         )
@@ -99,21 +108,20 @@ class EdgeServer:
         await self._accept_queued()
         if self._server is not None:
             self._server.close()
+        # A kept connection is closed with its next answer; closing it under a request on its way would lose that.
+        idle_s = min(IDLE_GRACE_S, self._settings.drain_s)
+        if await self._all_closed_within(idle_s):
+            return
         for caller in list(self._callers):
             caller.close_if_idle()
-        try:
-            async with asyncio.timeout(self._settings.drain_s):
-                await self._until_closed()
-        except TimeoutError:
-            self._log.warning("drain_over", connections=len(self._callers))
-            for caller in list(self._callers):
-                if caller.exchange is not None:
-                    caller.exchange.on_drain_end()
-                caller.close()
-        try:
-            async with asyncio.timeout(1.0):
-                await self._until_closed()
-        except TimeoutError:
+        if await self._all_closed_within(self._settings.drain_s - idle_s):
+            return
+        self._log.warning("drain_over", connections=len(self._callers))
+        for caller in list(self._callers):
+            if caller.exchange is not None:
+                caller.exchange.on_drain_end()
+            caller.close()
+        if not await self._all_closed_within(1.0):
             for caller in list(self._callers):
                 caller.abort()
 
@@ -124,10 +132,15 @@ class EdgeServer:
             before = len(self._callers)
             await asyncio.sleep(0.01)  # a turn of the loop that includes polling for new connections
 
-    async def _until_closed(self) -> None:
-        while self._callers:
-            self._closed.clear()
-            await self._closed.wait()
+    async def _all_closed_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                while self._callers:
+                    self._closed.clear()
+                    await self._closed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     # Door
 
@@ -146,6 +159,13 @@ class EdgeServer:
 
     def on_opened(self, caller: CallerConnection) -> None:
         self._callers.add(caller)
+        full = len(self._callers) > callers_max()
+        if full:
+            self._parts.report.answered(REFUSED_ROUTE, Overloaded.status)
+            caller.turn_away(Overloaded("too many connections are open; try again", retry_after_s=1.0))
+        if full and not self._full:
+            self._log.warning("connections_full", connections=len(self._callers))
+        self._full = full
 
     def on_closed(self, caller: CallerConnection) -> None:
         self._callers.discard(caller)
@@ -153,3 +173,17 @@ class EdgeServer:
 
     def on_refused(self, error: GatewayError) -> None:
         self._parts.report.refused(REFUSED_ROUTE, error)
+
+
+def raise_descriptor_limit() -> None:
+    """The soft limit is there for programs that use select(); this one may have all that it is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def callers_max() -> int:
+    """Connections that can be served: each may need a second descriptor for its call. Asked anew, since `prlimit` changes it."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (DESCRIPTORS_MAX if soft == resource.RLIM_INFINITY else max(DESCRIPTORS_OWN + 2, soft) - DESCRIPTORS_OWN) // 2

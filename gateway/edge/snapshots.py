@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import msgspec
+
 from gateway.domain.catalog import Catalog, Endpoint, Model
 from gateway.domain.keys import KeyRecord
+from gateway.ledger.pricing import Worst, worst
 from gateway.link.client import LinkClient
 from gateway.link.messages import KeyFound
 from gateway.routing.order import by_price
@@ -67,18 +70,29 @@ class Keys:
         self._unknown.clear()
 
 
+class Choice(msgspec.Struct, frozen=True):
+    """An endpoint that may serve, with its model and what it can cost at most."""
+
+    model: Model
+    endpoint: Endpoint
+    worst: Worst
+
+
 class Snapshots:
     """The current catalog, and what follows from it alone. Empty until control's first welcome."""
 
     def __init__(self) -> None:
         self.catalog = Catalog(revision="", providers={}, models={})
-        self._order: dict[str, list[Endpoint]] = {}
+        self._order: dict[str, list[Choice]] = {}
 
     def replace(self, catalog: Catalog, in_service: Callable[[Endpoint], bool]) -> None:
         """Take over a catalog; endpoints whose provider cannot be reached are left out of every order."""
-        self._order = {model.id: [endpoint for endpoint in by_price(model) if in_service(endpoint)] for model in catalog.models.values()}
+        self._order = {
+            model.id: [Choice(model, endpoint, worst(endpoint.price)) for endpoint in by_price(model) if in_service(endpoint)]
+            for model in catalog.models.values()
+        }
         self.catalog = catalog
 
-    def in_order(self, model: Model) -> list[Endpoint]:
+    def in_order(self, model: Model) -> list[Choice]:
         """The endpoints of a model, in the order to try."""
         return self._order[model.id]

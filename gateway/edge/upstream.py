@@ -19,6 +19,7 @@ from gateway.edge.connection import ProviderConnection
 from gateway.edge.resolver import Resolver
 
 IDLE_S_MAX = 55.0  # shorter than the 60 s at which common servers and load balancers close
+RETRY_S = 1.0  # after which a call refused for want of a place may be tried again
 DRAIN_S = 1.0  # how long a provider may take to end its framing after the end of its answer
 
 
@@ -73,10 +74,15 @@ class Pool:
     def __repr__(self) -> str:
         return f"<Pool {self.origin!r} calls {self.calls}/{self._calls_max} idle {len(self._idle)} open {len(self._open)}>"
 
+    @property
+    def in_use(self) -> bool:
+        """Whether anything of this pool is still to end."""
+        return bool(self.calls or self._open or self._connecting)
+
     def call(self, request: bytes, listener: CallListener, *, connect_s: float, bodyless: bool = False) -> Call:
         """Send `request` (head and body). Raises Overloaded when `calls_max` are under way."""
         if self.calls >= self._calls_max:
-            raise Overloaded("too many calls to this provider under way")
+            raise Overloaded("too many calls to this provider under way", retry_after_s=RETRY_S)
         call = Call(self, request, listener, connect_s, bodyless)
         self.calls += 1
         while self._idle:
@@ -137,6 +143,9 @@ class Pool:
                 return connection
         raise failure
 
+    def now(self) -> float:
+        return self._loop.time()
+
     def resend(self, call: Call) -> None:
         """The idle connection picked for `call` was already closed by the provider: once more, on a fresh one."""
         self._connect(call)
@@ -164,16 +173,20 @@ class Pool:
             self._idle.append(connection)
 
     def sweep(self) -> None:
-        """Close what was idle for too long, oldest first. Called about once a second."""
+        """Close what was idle for too long, oldest first, and watch the origin's name. Called about once a second."""
         now = self._loop.time()
         for call in [call for call, until in self._draining.items() if until < now]:
             call.cancel()
         oldest = now - IDLE_S_MAX
         while self._idle and self._idle[0].idle_since < oldest:
             self._idle.pop(0).close()
+        if self._open and not self.origin.unix_path:
+            self._resolver.keep_fresh(self.origin.host, self.origin.port)
 
-    def retire_idle(self) -> None:
-        """The origin's addresses changed: idle connections to the old ones are not to be used again."""
+    def retire(self) -> None:
+        """The origin's addresses changed: no connection to the old ones is to be used again, those in use included."""
+        for connection in self._open:
+            connection.retired = True
         while self._idle:
             self._idle.pop().close()
 
@@ -201,7 +214,7 @@ _NOBODY = _Nobody()
 class Call:
     """One request on its way and its answer on the way back."""
 
-    __slots__ = ("_connection", "_listener", "_pool", "bodyless", "connect_s", "ended", "paused", "request")
+    __slots__ = ("_connection", "_listener", "_pool", "bodyless", "connect_s", "ended", "paused", "request", "sent_at")
 
     def __init__(self, pool: Pool, request: bytes, listener: CallListener, connect_s: float, bodyless: bool) -> None:
         self._pool = pool
@@ -212,10 +225,7 @@ class Call:
         self.bodyless = bodyless  # the answer to HEAD
         self.ended = False
         self.paused = False
-
-    @property
-    def connected(self) -> bool:
-        return self._connection is not None
+        self.sent_at = 0.0  # by loop.time(); 0: still connecting
 
     def cancel(self) -> None:
         """Give up: the connection is closed, so that the provider stops working for nobody."""
@@ -245,6 +255,7 @@ class Call:
 
     def on_begun(self, connection: ProviderConnection) -> None:
         self._connection = connection
+        self.sent_at = self._pool.now()
         if self.paused:
             connection.pause()
 
@@ -265,6 +276,7 @@ class Call:
 
     def resend(self) -> None:
         self._connection = None
+        self.sent_at = 0.0
         self._pool.resend(self)
 
     def _end(self) -> ProviderConnection | None:

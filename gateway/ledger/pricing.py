@@ -12,6 +12,7 @@ from gateway.domain.catalog import Price, PriceOverride
 from gateway.domain.usage import Usage
 
 MILLION = 1_000_000
+_MILLION_SQUARED = MILLION * MILLION
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -48,25 +49,37 @@ def cost(price: Price, usage: Usage, moment: Moment) -> Cost:
     return Cost(total_nanos, min(total_nanos, _nanos(prompt, price.discount_millionths)))
 
 
-def worst_case_nanos(price: Price, *, prompt_tokens: int, completion_tokens: int, images: int) -> int:
-    """The most that an answer within these counts can cost, whatever the hour and however it is cached."""
+class Worst(msgspec.Struct, frozen=True):
+    """The dearest that a price can get, kind by kind, whatever the hour and however a prompt is cached."""
+
+    prompt: int
+    completion: int
+    fixed: int
+    image: int
+    discount_millionths: int
+
+    def nanos(self, prompt_tokens: int, completion_tokens: int, images: int) -> int:
+        """The most that an answer within these counts can cost."""
+        millionths = prompt_tokens * self.prompt + completion_tokens * self.completion + images * self.image + self.fixed
+        return -(-millionths * (MILLION - self.discount_millionths) // _MILLION_SQUARED)
+
+    def affordable_tokens(self, *, prompt_tokens: int, images: int, nanos: int) -> int:
+        """How many completion tokens `nanos` pay for, after the prompt; 0 when not even that."""
+        left_nanos = nanos - self.nanos(prompt_tokens, 0, images)
+        million_tokens_nanos = self.completion * (MILLION - self.discount_millionths) // MILLION or 1
+        return max(0, left_nanos * MILLION // million_tokens_nanos)
+
+
+def worst(price: Price) -> Worst:
+    """Worked out once per endpoint."""
     prices = [price, *(_overridden(price, override) for override in price.overrides)]
-    prompt = max(max(each.prompt, each.input_cache_read or 0, each.input_cache_write or 0) for each in prices)
-    completion = max(each.completion + each.internal_reasoning for each in prices)
-    fixed = max(each.request + each.web_search for each in prices) + images * max(each.image for each in prices)
-    return _nanos(prompt_tokens * prompt + completion_tokens * completion + fixed, price.discount_millionths)
-
-
-def affordable_tokens(price: Price, *, prompt_tokens: int, images: int, nanos: int) -> int:
-    """How many completion tokens `nanos` pay for, after the prompt; 0 when not even that."""
-    prompt_nanos = worst_case_nanos(price, prompt_tokens=prompt_tokens, completion_tokens=0, images=images)
-    token_nanos_millionths = worst_case_nanos(price, prompt_tokens=0, completion_tokens=MILLION, images=0) or 1
-    return max(0, (nanos - prompt_nanos) * MILLION // token_nanos_millionths)
-
-
-def is_free(price: Price) -> bool:
-    """Whether nothing of this price can ever cost anything."""
-    return worst_case_nanos(price, prompt_tokens=1, completion_tokens=1, images=1) == 0
+    return Worst(
+        prompt=max(max(each.prompt, each.input_cache_read or 0, each.input_cache_write or 0) for each in prices),
+        completion=max(each.completion + each.internal_reasoning for each in prices),
+        fixed=max(each.request + each.web_search for each in prices),
+        image=max(each.image for each in prices),
+        discount_millionths=price.discount_millionths,
+    )
 
 
 def at(price: Price, prompt_tokens: int, moment: Moment) -> Price:
@@ -78,7 +91,7 @@ def at(price: Price, prompt_tokens: int, moment: Moment) -> Price:
 
 
 def _nanos(millionths: int, discount_millionths: int) -> int:
-    return -(-millionths * (MILLION - discount_millionths) // (MILLION * MILLION))
+    return -(-millionths * (MILLION - discount_millionths) // _MILLION_SQUARED)
 
 
 def _overridden(price: Price, override: PriceOverride) -> Price:

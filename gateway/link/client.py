@@ -18,13 +18,18 @@ from gateway.domain.metrics import Samples
 from gateway.link.messages import (
     VERSION,
     CatalogChanged,
+    Committed,
     FindKey,
     Frames,
+    Funded,
+    Grant,
     Hello,
     KeyChanged,
     KeyFound,
     LinkError,
+    Recall,
     Report,
+    Telling,
     Unwelcome,
     Welcome,
     decode_from_control,
@@ -47,7 +52,8 @@ class LinkClient:
     """One edge's link. Callbacks run on the loop, never within a call of `find_key`.
 
     `on_welcome(catalog, control incarnation)` comes with each joining: pushes may have been missed before it, so what
-    was known of keys is to be forgotten. `on_lost()` comes once for each welcome.
+    was known of keys is to be forgotten; a `send` within it is the first that control hears. `on_lost()` comes once for
+    each welcome.
     """
 
     def __init__(
@@ -63,6 +69,10 @@ class LinkClient:
         on_catalog: Callable[[Catalog], None],
         on_lost: Callable[[], None],
         on_refused: Callable[[str], None] = lambda reason: None,
+        on_grant: Callable[[Grant], None] = lambda grant: None,
+        on_recall: Callable[[str], None] = lambda resource: None,
+        on_funded: Callable[[str], None] = lambda resource: None,
+        on_committed: Callable[[Committed], None] = lambda committed: None,
         answer_s: float = ANSWER_S,
     ) -> None:
         self.joined = False
@@ -71,6 +81,10 @@ class LinkClient:
         self.on_catalog = on_catalog
         self.on_lost = on_lost
         self.on_refused = on_refused
+        self.on_grant = on_grant
+        self.on_recall = on_recall
+        self.on_funded = on_funded
+        self.on_committed = on_committed
         self._address = address
         self._hello = frame(Hello(version=VERSION, slot=slot, incarnation=incarnation, pid=pid))
         self._samples = samples
@@ -106,6 +120,15 @@ class LinkClient:
         elif not self.joined:
             self._questions.refuse(callback)
 
+    def send(self, message: Telling) -> None:
+        """Tell control, in the order of these calls. Without a link nothing is sent: `on_welcome` is where to begin anew."""
+        if not self.joined or self._connection is None:
+            return
+        if self._connection.unread_bytes() > BUFFER_BYTES_MAX:
+            self._connection.close()  # control does not read; it will hear how things stand when it is joined again
+            return
+        self._connection.write(frame(message))
+
     def report_now(self) -> None:
         """Send all figures now rather than within the second."""
         if self.joined and self._connection is not None and self._connection.unread_bytes() < BUFFER_BYTES_MAX:
@@ -134,6 +157,14 @@ class LinkClient:
         message = decode_from_control(payload)
         if isinstance(message, KeyFound):
             self._questions.answer(message)
+        elif isinstance(message, Grant):
+            self.on_grant(message)
+        elif isinstance(message, Recall):
+            self.on_recall(message.resource)
+        elif isinstance(message, Funded):
+            self.on_funded(message.resource)
+        elif isinstance(message, Committed):
+            self.on_committed(message)
         elif isinstance(message, KeyChanged):
             self.on_key_changed(message.digest, message.key)
         elif isinstance(message, CatalogChanged):

@@ -131,6 +131,7 @@ class Committed(msgspec.Struct, frozen=True, tag="committed"):
     offset: int  # bytes
 
 
+Telling = Standing | Want | Back | Journaled
 EdgeMessage = Hello | FindKey | Report | Standing | Want | Back | Journaled
 ControlMessage = Welcome | Unwelcome | KeyFound | KeyChanged | CatalogChanged | Grant | Recall | Funded | Committed
 

@@ -20,15 +20,20 @@ from gateway.domain.keys import KeyRecord
 from gateway.domain.metrics import Samples
 from gateway.link.messages import (
     VERSION,
+    Back,
     CatalogChanged,
+    ControlMessage,
     FindKey,
     Frames,
+    Funded,
     Hello,
     KeyChanged,
     KeyFound,
     LinkError,
     Report,
+    Standing,
     Unwelcome,
+    Want,
     Welcome,
     decode_from_edge,
     frame,
@@ -47,7 +52,7 @@ KeyLookup = Callable[[Iterable[str]], Awaitable[dict[str, KeyRecord]]]
 class LinkServer:
     """Listens at `address` between `start()` and `stop()`. `find_keys` may raise StoreUnavailable.
 
-    `on_joined`, `on_left` and `on_report` carry an edge's incarnation.
+    All callbacks carry an edge's incarnation; those about leases and the journal come in the order the edge sent them.
     """
 
     def __init__(
@@ -60,6 +65,10 @@ class LinkServer:
         on_joined: Callable[[str], None],
         on_left: Callable[[str], None],
         on_report: Callable[[str, Samples], None],
+        on_want: Callable[[str, Want], None] = lambda incarnation, want: None,
+        on_back: Callable[[str, Back], None] = lambda incarnation, back: None,
+        on_standing: Callable[[str, Standing], None] = lambda incarnation, standing: None,
+        on_journaled: Callable[[str], None] = lambda incarnation: None,
         log: Log,
     ) -> None:
         self.incarnation = incarnation
@@ -68,10 +77,15 @@ class LinkServer:
         self.on_joined = on_joined
         self.on_left = on_left
         self.on_report = on_report
+        self.on_want = on_want
+        self.on_back = on_back
+        self.on_standing = on_standing
+        self.on_journaled = on_journaled
         self._address = address
         self._find_keys = find_keys
         self._connections: set[_EdgeConnection] = set()
         self._edges: dict[str, _EdgeConnection] = {}
+        self._sessions = 0
         self._questions: collections.deque[tuple[_EdgeConnection, FindKey]] = collections.deque()
         self._asked = asyncio.Event()
         self._changed: set[str] | None = None  # digests pushed while a lookup is under way
@@ -82,6 +96,16 @@ class LinkServer:
     def edges(self) -> int:
         """How many edges have joined."""
         return len(self._edges)
+
+    @property
+    def joined_edges(self) -> Iterable[str]:
+        """Their incarnations."""
+        return self._edges.keys()
+
+    def session(self, incarnation: str) -> int | None:
+        """Names the connection that an edge has now, among all that ever were; None: it has none."""
+        edge = self._edges.get(incarnation)
+        return edge.session if edge is not None else None
 
     async def start(self) -> None:
         """Listen; a socket file left by a dead control is replaced."""
@@ -112,6 +136,24 @@ class LinkServer:
         self.catalog = catalog
         self._push(frame(CatalogChanged(catalog=catalog)))
 
+    def push_funded(self, resource: str) -> None:
+        """Tell every edge that there may be more of a resource."""
+        self._push(frame(Funded(resource=resource)))
+
+    def send_to(self, incarnation: str, message: ControlMessage, *, session: int | None = None) -> bool:
+        """Send to one edge, if it is joined (by this session, when one is named); whether it was."""
+        edge = self._edges.get(incarnation)
+        if edge is None or (session is not None and edge.session != session):
+            return False
+        edge.write(frame(message))
+        return True
+
+    def drop(self, incarnation: str) -> None:
+        """End an edge's link; it will join again."""
+        edge = self._edges.get(incarnation)
+        if edge is not None:
+            edge.close()
+
     def _push(self, data: bytes) -> None:
         for edge in list(self._edges.values()):
             edge.write(data)
@@ -121,6 +163,8 @@ class LinkServer:
 
     def joined(self, connection: _EdgeConnection, hello: Hello) -> None:
         """The first word of an edge. One that comes back before its old connection was seen to end replaces it."""
+        self._sessions += 1
+        connection.session = self._sessions
         previous = self._edges.pop(hello.incarnation, None)
         self._edges[hello.incarnation] = connection
         if previous is not None:
@@ -184,6 +228,7 @@ class _EdgeConnection(asyncio.Protocol):
 
     def __init__(self, server: LinkServer) -> None:
         self.hello: Hello | None = None
+        self.session = 0  # once joined
         self._server = server
         self._frames = Frames()
         self._transport: asyncio.Transport | None = None
@@ -234,6 +279,14 @@ class _EdgeConnection(asyncio.Protocol):
             self._server.ask(self, message)
         elif isinstance(message, Report):
             self._server.on_report(self.hello.incarnation, message.samples)
+        elif isinstance(message, Want):
+            self._server.on_want(self.hello.incarnation, message)
+        elif isinstance(message, Back):
+            self._server.on_back(self.hello.incarnation, message)
+        elif isinstance(message, Standing):
+            self._server.on_standing(self.hello.incarnation, message)
+        else:
+            self._server.on_journaled(self.hello.incarnation)
 
     def _greet(self, hello: Hello) -> None:
         assert self._transport is not None

@@ -6,12 +6,15 @@ stream object between, and because on both sides a doubt about framing must end 
 
 from __future__ import annotations
 
-CHUNK_LINE_BYTES_MAX = 256  # size and extensions
-TRAILER_BYTES_MAX = 8192
+import re
+
+CHUNK_SIZE_DIGITS_MAX = 12  # 256 TiB
+TRAILERS_BYTES_MAX = 8192  # all of them together
 # Framing may cost as much as the data plus this much: 1 MiB in 1-byte chunks is an attack on our CPU, not an upload.
 CHUNK_OVERHEAD_BYTES_MAX = 65536
 
 _HEX = frozenset(b"0123456789abcdefABCDEF")
+_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 
 
 class FramingError(Exception):
@@ -29,10 +32,10 @@ class Dechunker:
     """Incremental decoder of the chunked coding. `done` after the last chunk; `rest` then holds what followed.
 
     Chunk extensions are refused: nobody sends them in earnest, and peers disagree on how they end. Trailers are
-    read and dropped.
+    checked and dropped. What is refused does not depend on how the bytes were cut.
     """
 
-    __slots__ = ("_left", "_overhead", "_payload_bytes", "_pending", "_state", "done", "rest")
+    __slots__ = ("_left", "_overhead", "_payload_bytes", "_pending", "_state", "_trailers_bytes", "done", "rest")
 
     _SIZE, _DATA, _DATA_END, _TRAILERS = range(4)
 
@@ -42,6 +45,7 @@ class Dechunker:
         self._state = self._SIZE
         self._overhead = 0
         self._payload_bytes = 0
+        self._trailers_bytes = 0
         self.done = False
         self.rest = b""
 
@@ -55,15 +59,16 @@ class Dechunker:
 
     def _whole_chunk(self, data: bytes) -> bytes | None:
         """The common case: `data` is exactly one chunk."""
-        line_end = data.find(b"\r\n", 0, 12)
+        line_end = data.find(b"\r\n", 0, CHUNK_SIZE_DIGITS_MAX + 2)
         if line_end <= 0:
             return None
         digits = data[:line_end]
         if not _HEX.issuperset(digits):
             return None
         size = int(digits, 16)
-        if size < line_end + 4 or len(data) != line_end + size + 4 or data[-2:] != b"\r\n":  # small ones are counted: the slow way
+        if size == 0 or len(data) != line_end + size + 4 or data[-2:] != b"\r\n":
             return None
+        self._weigh(line_end)
         self._payload_bytes += size
         return data[line_end + 2 : -2]
 
@@ -85,40 +90,56 @@ class Dechunker:
                     self._state = self._DATA_END
                 continue
             if self._state == self._DATA_END:
-                if end - at < 2:
-                    if data[at:end] != b"\r":
-                        raise FramingError("chunk end")
-                    break
-                if data[at : at + 2] != b"\r\n":
+                if not b"\r\n".startswith(data[at : at + 2]):
                     raise FramingError("chunk end")
+                if end - at < 2:
+                    break
                 at += 2
                 self._state = self._SIZE
                 continue
             line_end = data.find(b"\r\n", at)
             if line_end < 0:
-                if end - at > (CHUNK_LINE_BYTES_MAX if self._state == self._SIZE else TRAILER_BYTES_MAX):
-                    raise FramingError("line too long")
+                self._check_begun(data[at:])
                 break
             line = data[at:line_end]
             at = line_end + 2
-            self._on_line(line)
+            if self._state == self._SIZE:
+                self._on_size(line)
+            else:
+                self._on_trailer(line)
         if self.done:
             self.rest = data[at:]
         else:
             self._pending = data[at:]
         return payload[0] if len(payload) == 1 else b"".join(payload)
 
-    def _on_line(self, line: bytes) -> None:
-        self._overhead += len(line) + 2
-        if self._overhead > self._payload_bytes + CHUNK_OVERHEAD_BYTES_MAX:
-            raise FramingError("framing outweighs data")
-        if self._state == self._TRAILERS:
-            if not line:
-                self.done = True
-            elif b"\n" in line or b"\r" in line:
-                raise FramingError("trailer")
-            return
-        if not line or len(line) > 12 or not _HEX.issuperset(line):
+    def _check_begun(self, line: bytes) -> None:
+        """A line without its end yet: refuse at once what no end could mend."""
+        line = line.removesuffix(b"\r")
+        if self._state == self._SIZE:
+            if len(line) > CHUNK_SIZE_DIGITS_MAX or not _HEX.issuperset(line):
+                raise FramingError("chunk size")
+        elif self._trailers_bytes + len(line) > TRAILERS_BYTES_MAX:
+            raise FramingError("trailers too long")
+
+    def _on_size(self, line: bytes) -> None:
+        if not line or len(line) > CHUNK_SIZE_DIGITS_MAX or not _HEX.issuperset(line):
             raise FramingError("chunk size")
+        self._weigh(len(line))
         self._left = int(line, 16)
         self._state = self._DATA if self._left else self._TRAILERS
+
+    def _on_trailer(self, line: bytes) -> None:
+        self._trailers_bytes += len(line) + 2
+        if self._trailers_bytes > TRAILERS_BYTES_MAX:
+            raise FramingError("trailers too long")
+        if not line:
+            self.done = True
+        elif _TRAILER.fullmatch(line) is None:
+            raise FramingError("trailer")
+
+    def _weigh(self, digits: int) -> None:
+        """Called before each chunk's data: the framing so far against the data so far."""
+        self._overhead += digits + 4
+        if self._overhead > self._payload_bytes + CHUNK_OVERHEAD_BYTES_MAX:
+            raise FramingError("framing outweighs data")

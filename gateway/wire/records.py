@@ -35,11 +35,11 @@ def encode(generation: Generation) -> bytes:
     return HEADER.pack(len(payload), zlib.crc32(payload)) + payload
 
 
-def decode(data: bytes) -> Batch:
-    """All whole records at the start of `data`. Never raises."""
+def decode(data: bytes, records_max: int = RECORD_BYTES_MAX) -> Batch:
+    """The whole records at the start of `data`, at most `records_max` of them. Never raises."""
     batch = Batch(generations=[], corrupt=[], consumed=0)
     at = 0
-    while len(data) - at >= HEADER.size:
+    while len(data) - at >= HEADER.size and len(batch.generations) + len(batch.corrupt) < records_max:
         length, checksum = HEADER.unpack_from(data, at)
         if length == 0 or length > RECORD_BYTES_MAX:
             batch.unreadable = True

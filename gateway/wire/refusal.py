@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import email.utils
 
 import msgspec
@@ -17,8 +18,9 @@ _TIMEOUTS = frozenset({408, 504, 524})
 
 
 class _Told(msgspec.Struct, frozen=True):
-    code: int | str | None = None
-    message: str | None = None
+    # Providers put numbers, words and objects here.
+    code: object = None
+    message: object = None
 
 
 class _Body(msgspec.Struct, frozen=True):
@@ -32,9 +34,11 @@ _told_decoder = msgspec.json.Decoder(_Told | str)
 def from_answer(status: int, body: bytes, *, provider: str, secret: str, retry_after: str | None, now_s: float) -> UpstreamFault:
     """The error for an answer that is not a completion. `now_s` is unix time, for Retry-After dates."""
     told = _told(body)
+    if status == 200 and told is not None:
+        status = _code(told)
     metadata: dict[str, object] = {"provider_name": provider, "raw": _raw(body, secret), "is_byok": False}
-    if told is not None and told.code is not None:
-        metadata["provider_code"] = _redacted(str(told.code)[:100], secret)
+    if told is not None and isinstance(told.code, int | str):
+        metadata["provider_code"] = _redacted(str(told.code), secret)[:100]
     error: UpstreamFault
     if status == 429:
         return Throttled(provider_status=status, retry_after_s=retry_after_s(retry_after, now_s), metadata=metadata)
@@ -45,8 +49,8 @@ def from_answer(status: int, body: bytes, *, provider: str, secret: str, retry_a
         if status in (503, 529):
             error.retry_after_s = retry_after_s(retry_after, now_s)
     elif 400 <= status < 500:
-        message = told.message if told is not None and told.message else "Provider returned error"
-        error = Rejected(_redacted(message[:1000], secret), provider_status=status, metadata=metadata)
+        message = told.message if told is not None and isinstance(told.message, str) and told.message else "Provider returned error"
+        error = Rejected(_redacted(message, secret)[:1000], provider_status=status, metadata=metadata)
     else:
         error = UpstreamGarbage("Provider's answer is not a completion", provider_status=status, metadata=metadata)
     return error
@@ -56,9 +60,9 @@ def from_event(error: bytes, *, provider: str, secret: str, now_s: float) -> Ups
     """The error for an error object inside a 200 answer."""
     try:
         told = _told_decoder.decode(error)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         told = _Told()
-    code = told.code if isinstance(told, _Told) and isinstance(told.code, int) and 400 <= told.code < 600 else 502
+    code = _code(told) if isinstance(told, _Told) else 502
     return from_answer(code, b'{"error":' + error + b"}", provider=provider, secret=secret, retry_after=None, now_s=now_s)
 
 
@@ -70,16 +74,27 @@ def retry_after_s(value: str | None, now_s: float) -> float | None:
     if text.isascii() and text.isdigit():
         return min(float(text), RETRY_AFTER_S_MAX)
     try:
-        at = email.utils.parsedate_to_datetime(text).timestamp()
+        at = email.utils.parsedate_to_datetime(text)
+        if at.tzinfo is None:  # "-0000", or no zone at all: HTTP dates are in UTC
+            at = at.replace(tzinfo=datetime.UTC)
+        left_s = at.timestamp() - now_s
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    return min(max(0.0, at - now_s), RETRY_AFTER_S_MAX)
+    return min(max(0.0, left_s), RETRY_AFTER_S_MAX)
+
+
+def _code(told: _Told) -> int:
+    """The status an error object names, as if it had been the answer's."""
+    code = told.code
+    if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) == 3:
+        code = int(code)
+    return code if isinstance(code, int) and 400 <= code < 600 else 502
 
 
 def _told(body: bytes) -> _Told | None:
     try:
         error = _body_decoder.decode(body).error
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return _Told(message=error) if isinstance(error, str) else error
 

@@ -1,17 +1,21 @@
 """Server-sent events, cut and spliced as bytes.
 
-`EventCutter` turns network chunks into blocks of whole events; `Splicer` puts our id, model and provider into a block
-and tells what it carried. The common shape (one `data: {...}` line per event, the upstream's id and model repeated
-verbatim) is rewritten by replacing bytes that were learned from the first event; whatever differs is decoded, event by
-event. Forwarding never depends on where the network cut.
+`EventCutter` turns network chunks into blocks of whole events; `Splicer` puts our id, model and provider into each event
+and tells what it carried. Each event is decoded, but only into the few members we act on, and its text is not taken
+apart: what stands around `choices` (the upstream's id and model, the same in every event) is learned and exchanged as a
+run of bytes. Whatever differs is put together anew. Forwarding never depends on where the network cut.
 Sources: WHATWG server-sent events grammar; OpenAI and OpenRouter chunk shapes, read 2026-11.
 """
 
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from gateway.wire.completion import NO_ERROR, id_of, is_filled_object, normalised_choices, unveil, veil
 
 DONE = b"data: [DONE]\n\n"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class LineTooLong(Exception):
@@ -25,69 +29,69 @@ class EventCutter:
 
     def __init__(self, line_bytes_max: int) -> None:
         self._limit = line_bytes_max
-        self._pending: list[bytes] = []
+        self._pending = bytearray()
         self._after_cr = False  # the last byte was CR: a following LF belongs to it
         self._started = False
 
     def feed(self, data: bytes) -> bytes:
         """All whole events up to now, as one block; b"" when none ended. Raises LineTooLong."""
         if not self._started:
-            data = self._without_bom(data)
+            data = self._without_mark(data)
         if self._after_cr or b"\r" in data:
             data = self._normalised(data)
-        if not self._pending:
+        pending = self._pending
+        if not pending:
             if data.endswith(b"\n\n"):
                 return data
-        elif self._pending[-1].endswith(b"\n") and data.startswith(b"\n"):
-            # The border itself was cut in two.
-            data = b"".join(self._pending) + data
-            self._pending.clear()
+        elif data.startswith(b"\n") and pending.endswith(b"\n"):  # the border itself was cut in two
+            data = bytes(pending) + data
+            pending.clear()
         end = data.rfind(b"\n\n") + 2
         if end < 2:
-            self._hold(data)
+            pending += data
+            if len(pending) > self._limit:
+                raise LineTooLong
             return b""
-        block = b"".join((*self._pending, data[:end])) if self._pending else data[:end]
-        self._pending.clear()
-        if end < len(data):
-            self._hold(data[end:])
+        block = bytes(pending) + data[:end] if pending else data[:end]
+        pending[:] = data[end:]
+        if len(pending) > self._limit:
+            raise LineTooLong
         return block
 
-    def _hold(self, data: bytes) -> None:
-        if not data:
-            return
-        self._pending.append(data)
-        if sum(map(len, self._pending)) > self._limit:
-            raise LineTooLong
-        if len(self._pending) > 64:  # many tiny pieces: keep the sum above cheap
-            self._pending[:] = [b"".join(self._pending)]
-
-    def _without_bom(self, data: bytes) -> bytes:
+    def _without_mark(self, data: bytes) -> bytes:
+        """A byte order mark may open the stream; as long as the first bytes may become one they wait."""
+        data = bytes(self._pending) + data
+        self._pending.clear()
+        if len(data) < len(_BYTE_ORDER_MARK) and _BYTE_ORDER_MARK.startswith(data):
+            self._pending += data
+            return b""
         self._started = True
-        return data.removeprefix(b"\xef\xbb\xbf")
+        return data.removeprefix(_BYTE_ORDER_MARK)
 
     def _normalised(self, data: bytes) -> bytes:
         """CRLF and lone CR become LF, at once: a CR at the end is a line end, and a LF right after it is dropped."""
-        if self._after_cr and data.startswith(b"\n"):
-            data = data[1:]
-            if not data:
-                self._after_cr = False
-                return data
-        self._after_cr = data.endswith(b"\r")
+        if not data:
+            return data
+        ends_in_cr = data.endswith(b"\r")
+        if self._after_cr:
+            data = data.removeprefix(b"\n")
+        self._after_cr = ends_in_cr
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-class Delta(msgspec.Struct, frozen=True):
+class Delta(msgspec.Struct, frozen=True, gc=False):
     """What an event adds. Reasoning and tool calls are content: tokens were made."""
 
-    content: str | list[msgspec.Raw] | None = None
+    role: str | UnsetType | None = UNSET
+    content: str | list[Raw] | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    reasoning_details: list[msgspec.Raw] | None = None
+    reasoning_details: list[Raw] | UnsetType | None = UNSET
     refusal: str | None = None
-    tool_calls: list[msgspec.Raw] | None = None
-    function_call: msgspec.Raw = msgspec.Raw()
-    images: list[msgspec.Raw] | None = None
-    audio: msgspec.Raw = msgspec.Raw()
+    tool_calls: list[Raw] | UnsetType | None = UNSET
+    function_call: Raw = Raw()
+    images: list[Raw] | None = None
+    audio: Raw = Raw()
 
     def adds(self) -> bool:
         return bool(
@@ -103,34 +107,30 @@ class Delta(msgspec.Struct, frozen=True):
         )
 
 
-class ChunkChoice(msgspec.Struct, frozen=True):
-    index: int = 0
+class ChunkChoice(msgspec.Struct, frozen=True, gc=False):
+    index: int | UnsetType = UNSET
     delta: Delta | None = None
     text: str | None = None  # legacy completions
-    finish_reason: str | None = None
-    native_finish_reason: str | None = None
+    finish_reason: str | UnsetType | None = UNSET
 
 
-class Chunk(msgspec.Struct, frozen=True):
-    id: str | int | None = None
-    model: str | None = None
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     choices: list[ChunkChoice] | None = None
-    usage: msgspec.Raw = msgspec.Raw()
-    error: msgspec.Raw = msgspec.Raw()
-
-    def adds(self) -> bool:
-        return any((choice.delta is not None and choice.delta.adds()) or choice.text for choice in self.choices or ())
-
-    def finish(self) -> str | None:
-        return next((choice.finish_reason for choice in self.choices or () if choice.finish_reason), None)
+    usage: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
+    provider: Raw | UnsetType = UNSET
 
 
+_OURS = frozenset(("id", "model", "provider"))
 # Optional members of a chunk that strict clients refuse as null: absent, or with a value.
-_NOT_NULL = ("usage", "system_fingerprint", "error")
+_NOT_NULL = frozenset(("usage", "system_fingerprint", "error"))
 
 _chunk_decoder = msgspec.json.Decoder(Chunk)
-_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_fields_decoder = msgspec.json.Decoder(dict[str, Raw])
+_json_decoder = msgspec.json.Decoder(Raw)
 _encode = msgspec.json.Encoder().encode
+_CONTROL = bytes(range(32))
+_NO_CHOICES = (b"", b"[]", b"null")
 
 
 class Splicer:
@@ -138,18 +138,21 @@ class Splicer:
 
     After each `splice`: `content_events` counts events that added output, `finish_reason` is the provider's word,
     `usage` the last usage object as bytes, `error` an in-band error object as bytes, `done` whether `[DONE]` came.
+    Nothing passes after an error or `[DONE]`. `dropped` counts events whose data was not an object.
     """
 
     __slots__ = (
-        "_finish_null",
         "_head",
-        "_id_new",
-        "_id_old",
-        "_model_new",
-        "_model_old",
+        "_head_new",
+        "_head_old",
+        "_last_fields",
+        "_lead_new",
+        "_lead_old",
         "_nulls",
-        "_specials",
-        "_usage_key",
+        "_tail_new",
+        "_tail_old",
+        "_trail_new",
+        "_trail_old",
         "_usage_null",
         "content_events",
         "done",
@@ -161,14 +164,15 @@ class Splicer:
     )
 
     def __init__(self, generation_id: str, model: str, provider: str) -> None:
-        self._id_new = b'"id":' + _encode(generation_id) + b',"provider":' + _encode(provider)
-        self._model_new = b'"model":' + _encode(model)
-        self._head = self._id_new + b"," + self._model_new
-        self._id_old = b""  # learned; empty: decode every event
-        self._model_old = b""
-        self._finish_null = self._usage_key = self._usage_null = b""
-        self._nulls: tuple[bytes, ...] = ()  # members to leave out, as this upstream writes them
-        self._specials: tuple[bytes, ...] = ()
+        self._head = b'"id":' + _encode(generation_id) + b',"provider":' + _encode(provider) + b',"model":' + _encode(model)
+        # Learned: what stands before `choices` (as yet, what no event begins with), and after it where our members are there.
+        self._head_old, self._head_new = b"\0", b""
+        self._tail_old, self._tail_new = b"", b""
+        self._nulls: tuple[bytes, ...] = ()  # members after `choices` to leave out, as this upstream writes them
+        self._usage_null = False
+        # Learned: all of an event but its text, before and after it.
+        self._lead_old = self._lead_new = self._trail_old = self._trail_new = b""
+        self._last_fields: dict[str, Raw] = {}  # of the event that carried usage and nothing else, or of the first one
         self.content_events = 0
         self.finish_reason: str | None = None
         self.usage: bytes | None = None
@@ -179,161 +183,207 @@ class Splicer:
 
     def splice(self, block: bytes) -> bytes:
         """The block for the caller: whole events, or b"" when nothing is to be sent."""
-        if self._id_old and (plain := self._plain(block)) is not None:
-            return plain
-        return self._mixed(block)
-
-    def _plain(self, block: bytes) -> bytes | None:
-        """Replace bytes where every event has the learned shape and only adds output; None where one differs."""
-        events = block.count(b"\n\n")
-        if (
-            block.count(self._id_old) != events
-            or block.count(self._model_old) != events
-            or block.count(self._finish_null) != events
-            or block.count(b'data: {"') != events
-            or block.count(b"}\n\n") != events
-            or block.count(b"\n") != 2 * events  # one line each: no comments, no names
-            or block.count(self._usage_key) != block.count(self._usage_null)
-            or b'"error"' in block
-            or not (block.isascii() or _is_utf8(block))
-        ):
-            return None
-        self.content_events += events
-        for null in self._nulls:
-            block = block.replace(null, b"")
-        return block.replace(self._id_old, self._id_new).replace(self._model_old, self._model_new)
-
-    def _mixed(self, block: bytes) -> bytes:
-        """Decode what may differ: the first event of all, and what follows the first sign of an end."""
         out: list[bytes] = []
-        while not self._id_old and self.upstream_id is None and block:
-            first, _, block = block.partition(b"\n\n")
-            out.append(self._event(first))
-        if self._id_old and block:
-            marks = [at for at in map(block.find, self._specials) if at >= 0]
-            border = block.rfind(b"\n\n", 0, min(marks)) + 2 if marks else 0
-            if border > 2 and (plain := self._plain(block[:border])) is not None:
-                out.append(plain)
-                block = block[border:]
-            elif not marks and (plain := self._plain(block)) is not None:
-                out.append(plain)
-                block = b""
-        out.extend([self._event(event) for event in block.split(b"\n\n") if event])
-        return b"".join(out)
+        at = 0
+        while at < len(block) and not self.done and self.error is None:
+            if self._lead_old and block.startswith(self._lead_old, at):
+                run_end = self._text_run(block, at, out)
+                if run_end:
+                    at = run_end
+                    continue
+            border = block.index(b"\n\n", at)
+            event = block[at:border]
+            at = border + 2
+            if event.startswith(b"data: ") and b"\n" not in event:
+                out.append(self._data(event[6:]))
+            elif event:
+                out.append(self._lines(event.strip(b"\n").split(b"\n")))
+        return out[0] if len(out) == 1 else b"".join(out)
 
-    def _event(self, event: bytes) -> bytes:
-        """One event, decoded. Comments pass; what is neither an object nor `[DONE]` is dropped and counted, as is all after the end."""
-        if self.done or self.error is not None:
-            return b""
-        if event.startswith(b"data: ") and b"\n" not in event:
-            data = event[6:]
-        else:
-            data = _data_of(event)
-            if not data:
-                return event + b"\n\n" if event.startswith(b":") and b"\n" not in event else b""
-        if data == b"[DONE]":
-            self.done = True
-            return b""
+    def _text_run(self, block: bytes, at: int, out: list[bytes]) -> int:
+        """Events that differ in nothing but a plain text from one that was decoded need no decoding: where they end; 0: not so."""
+        lead, trail = self._lead_old, self._trail_old
+        last = block.rfind(trail, at + len(lead))
+        if last < 0:
+            return 0
+        texts = block[at + len(lead) : last].split(trail + lead)
+        text = b"\0".join(texts)  # no text holds a NUL: control bytes are refused
+        if b'"' in text or b"\\" in text or not all(texts) or len(text.translate(None, _CONTROL)) != len(text) - len(texts) + 1:
+            return 0
+        if not text.isascii():
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                return 0
+        self.content_events += len(texts)
+        out.append(self._lead_new + (self._trail_new + self._lead_new).join(texts) + self._trail_new)
+        return last + len(trail)
+
+    def _learn_text(self, data: bytes, spliced: bytes, content: str) -> None:
+        """What stands around the text of an event of the common kind: one choice, one text."""
+        text = _encode(content)
+        if text in data and data.count(text) == 1 and spliced.count(text) == 1:
+            lead, trail = data.split(text)
+            self._lead_old, self._trail_old = b'data: %b"' % lead, b'"%b\n\n' % trail
+            lead, trail = spliced.split(text)
+            self._lead_new, self._trail_new = lead + b'"', b'"' + trail
+
+    def _lines(self, lines: list[bytes]) -> bytes:
+        """An event by the grammar: its data lines joined; comments and the other fields go on as they are."""
+        said = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:") or line == b"data"]
+        others = b"".join([line + b"\n" for line in lines if line.startswith((b":", b"event:", b"id:", b"retry:"))])
+        if not said:
+            return others and others + b"\n"
+        data = b"\n".join(said)
+        if len(said) > 1 and _is_json(data):
+            data = data.replace(b"\n", b" ")  # between tokens: strings hold no bare line ends
+        event = self._data(data)
+        return event and others + event
+
+    def _data(self, data: bytes) -> bytes:
+        """The event for this data, b"" when there is to be none."""
         try:
+            if not data.isascii():
+                data.decode()
             chunk = _chunk_decoder.decode(data)
-            fields = _fields_decoder.decode(data)
-            data.decode()
+        except msgspec.ValidationError:
+            return self._odd(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self.dropped += 1
-            return b""
-        if len(chunk.error) > 4:
+            return self._undecodable(data)
+        if chunk.error is not UNSET and bytes(chunk.error) not in NO_ERROR:
             self.error = bytes(chunk.error)
             return b""
-        if self.upstream_id is None:
-            self.upstream_id = str(chunk.id) if chunk.id is not None else ""
-            self._learn(data, chunk, fields)
-        if chunk.adds():
+        adds = False
+        clean = True  # goes on as it is: not finished, nothing missing, no null where strict clients refuse one
+        for choice in chunk.choices or ():
+            delta = choice.delta
+            if delta is not None:
+                adds = adds or bool(delta.content) or delta.adds()
+                clean = clean and delta.role is not None and delta.tool_calls is not None and delta.reasoning_details is not None
+            if choice.text:
+                adds = True
+            if choice.finish_reason is not None or choice.index is UNSET:
+                clean = False
+                self.finish_reason = choice.finish_reason or self.finish_reason
+        if adds:
             self.content_events += 1
-        finish = chunk.finish()
-        if finish is not None:
-            self.finish_reason = finish
-        if len(chunk.usage) > 4:
-            self.usage = bytes(chunk.usage)
-        return b"data: {" + self._head + self._rest(fields, chunk, finish) + b"}\n\n"
+        usage_null = False
+        if chunk.usage is not UNSET:
+            usage_null = bytes(chunk.usage) == b"null"
+            if is_filled_object(chunk.usage):
+                self.usage = bytes(chunk.usage)
+        if (
+            clean
+            and data.startswith(self._head_old)
+            and data.endswith(self._tail_old)
+            and (usage_null if self._usage_null else chunk.usage is UNSET)
+            and chunk.error is UNSET
+            and chunk.provider is UNSET
+        ):
+            rest = data[len(self._head_old) : len(data) - len(self._tail_old)]
+            for null in self._nulls:
+                rest = rest.replace(null, b"", 1)
+            spliced = self._head_new + rest + self._tail_new
+            if not self._lead_old and adds and chunk.choices and len(chunk.choices) == 1:
+                delta = chunk.choices[0].delta
+                if delta is not None and isinstance(delta.content, str) and delta.content:
+                    self._learn_text(data, spliced, delta.content)
+            return spliced
+        return self._rebuilt(data, clean)
 
-    def _rest(self, fields: dict[str, msgspec.Raw], chunk: Chunk, finish: str | None) -> bytes:
-        parts = [b""]
+    def _odd(self, data: bytes) -> bytes:
+        """An object of unusual types passes all the same; whether it adds output can only be guessed."""
+        try:
+            fields = _fields_decoder.decode(data)
+        except (msgspec.DecodeError, RecursionError):
+            return self._undecodable(data)
+        error, usage = fields.get("error", Raw()), fields.get("usage", Raw())
+        if bytes(error) not in NO_ERROR:
+            self.error = bytes(error)
+            return b""
+        if len(fields.get("choices", b"")) > 4:  # longer than null
+            self.content_events += 1
+        if is_filled_object(usage):
+            self.usage = bytes(usage)
+        return self._rebuilt(data, True)
+
+    def _undecodable(self, data: bytes) -> bytes:
+        """The end, or an event with half a surrogate pair; anything else is dropped."""
+        if data.strip() == b"[DONE]":
+            self.done = True
+            return b""
+        veiled = veil(data)
+        if veiled is None:
+            self.dropped += 1
+            return b""
+        return unveil(self._data(veiled))
+
+    def _rebuilt(self, data: bytes, clean: bool) -> bytes:
+        fields = _fields_decoder.decode(data)
+        if not self._last_fields:
+            self._last_fields = {name: fields[name] for name in ("object", "created") if name in fields}
+        if is_filled_object(fields.get("usage", Raw())) and bytes(fields.get("choices", b"")) in _NO_CHOICES:
+            self._last_fields = fields  # told once, at the end, with what it costs
+            return b""
+        if not self.upstream_id and "id" in fields:
+            self.upstream_id = id_of(fields["id"])
+        members = [self._head]
         for name, raw in fields.items():
-            if name in ("id", "model", "provider") or (name in _NOT_NULL and raw == b"null"):
+            if name in _OURS or _is_left_out(name, raw):
                 continue
-            value = _with_native_finish(raw) if finish is not None and name == "choices" else bytes(raw)
-            parts.append(_encode(name) + b":" + value.replace(b"\n", b" "))
-        return b",".join(parts)
+            members.append(_encode(name) + b":" + (bytes(raw) if clean or name != "choices" else _encode(normalised_choices(raw))))
+        if clean:
+            self._learn(data, fields)
+        return b"data: {" + b",".join(members) + b"}\n\n"
 
-    def _learn(self, data: bytes, chunk: Chunk, fields: dict[str, msgspec.Raw]) -> None:
-        """Find the bytes of id and model as this upstream writes them; both must stand exactly once."""
-        if chunk.id is None or chunk.model is None or "provider" in fields:
+    def final_event(self, usage: bytes) -> bytes:
+        """The event that carries usage: ours, with what else the provider said beside its own."""
+        members = [self._head]
+        for name, raw in self._last_fields.items():
+            if name not in _OURS and name not in ("choices", "usage") and not _is_left_out(name, raw):
+                members.append(_encode(name) + b":" + bytes(raw).replace(b"\n", b" "))
+        return b"data: {" + b",".join(members) + b',"choices":[],"usage":' + usage + b"}\n\n"
+
+    def _learn(self, data: bytes, fields: dict[str, Raw]) -> None:
+        """What this upstream writes around `choices`. After it only what we exchange is learned, for the rest may vary."""
+        if "choices" not in fields:
             return
-        for colon in (b":", b": "):
-            id_old = b'"id"' + colon + bytes(fields["id"])
-            model_old = b'"model"' + colon + bytes(fields["model"])
-            if data.count(id_old) == 1 and data.count(model_old) == 1:
-                self._id_old, self._model_old = id_old, model_old
-                self._finish_null = b'"finish_reason"' + colon + b"null"
-                self._usage_key = b'"usage"' + colon
-                comma = b", " if colon == b": " else b","
-                nulls = {name: comma + b'"' + name.encode() + b'"' + colon + b"null" for name in _NOT_NULL}
-                self._nulls = tuple(null for null in nulls.values() if null in data)
-                self._usage_null = nulls["usage"] if nulls["usage"] in data else b"\0"  # stands in no event
-                self._specials = (b'"finish_reason"' + colon + b'"', self._usage_key + b"{", b"data: [DONE]", b'"error"')
-                return
+        names = list(fields)
+        at = names.index("choices")
+        for comma, colon in ((b",", b":"), (b", ", b": ")):
+            before = [(name, _encode(name) + colon + bytes(fields[name]) + comma) for name in names[:at]]
+            after = [(name, comma + _encode(name) + colon + bytes(fields[name])) for name in names[at + 1 :]]
+            head = b"{" + b"".join([member for _, member in before])
+            tail = b"".join([member for _, member in after]) + b"}"
+            if not (data.startswith(head) and data.endswith(tail)):
+                continue
+            self._head_old = head
+            self._head_new = b"data: {" + self._head + b"," + self._kept(before, fields)
+            if _OURS.isdisjoint(names[at:]):
+                self._tail_old, self._tail_new = b"", b"\n\n"
+                self._nulls = tuple(member for name, member in after if _is_left_out(name, fields[name]))
+            else:
+                self._tail_old, self._tail_new = tail, self._kept(after, fields) + b"}\n\n"
+                self._nulls = ()
+            self._usage_null = "usage" in fields and bytes(fields["usage"]) == b"null"
+            return
+
+    def _kept(self, members: list[tuple[str, bytes]], fields: dict[str, Raw]) -> bytes:
+        return b"".join([member for name, member in members if name not in _OURS and not _is_left_out(name, fields[name])])
 
 
-def _is_utf8(data: bytes) -> bool:
+def _is_json(data: bytes) -> bool:
     try:
-        data.decode()
-    except UnicodeDecodeError:
+        _json_decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError):
         return False
     return True
 
 
-def _data_of(event: bytes) -> bytes:
-    """The data of an event by the grammar: all its data lines, joined. Comments and other fields do not count."""
-    lines = []
-    for line in event.split(b"\n"):
-        if line == b"data":
-            lines.append(b"")
-        elif line.startswith(b"data:"):
-            lines.append(line[5:].removeprefix(b" "))
-    return b"\n".join(lines)
-
-
-def _with_native_finish(choices: msgspec.Raw) -> bytes:
-    """`choices` with `native_finish_reason` beside each finish reason, which is normalised."""
-    decoded = msgspec.json.decode(choices, type=list[dict[str, msgspec.Raw]])
-    return _encode([normalised_choice(choice) for choice in decoded])
-
-
-_FINISH_REASONS = {
-    "stop": "stop",
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "eos": "stop",
-    "length": "length",
-    "max_tokens": "length",
-    "tool_calls": "tool_calls",
-    "tool_use": "tool_calls",
-    "function_call": "tool_calls",
-    "content_filter": "content_filter",
-    "safety": "content_filter",
-    "error": "error",
-}
-
-
-def normalised_choice(choice: dict[str, msgspec.Raw]) -> dict[str, object]:
-    """A choice whose `finish_reason` is of the contract's vocabulary; the provider's word is `native_finish_reason`."""
-    out: dict[str, object] = dict(choice)
-    raw = choice.get("finish_reason")
-    native = msgspec.json.decode(raw, type=str | None) if raw is not None else None
-    out["finish_reason"] = _FINISH_REASONS.get(native.lower(), "stop") if native else None
-    if "native_finish_reason" not in choice:
-        out["native_finish_reason"] = native
-    return out
+def _is_left_out(name: str, raw: Raw) -> bool:
+    if name not in _NOT_NULL:
+        return False
+    return name in ("usage", "error") or bytes(raw) == b"null"
 
 
 def error_event(body: dict[str, object], generation_id: str, model: str, provider: str, created_s: int, kind: str) -> bytes:

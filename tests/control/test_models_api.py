@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from gateway.control.api.http import errors
+from gateway.control.api.http import public_application
 from gateway.control.api.models import ModelsApi
 from gateway.control.catalog_source import CatalogSource
 from gateway.domain.catalog import Catalog, DataPolicy, Endpoint, Model, Price, PriceOverride, Provider, Reasoning
@@ -52,12 +53,12 @@ def catalog() -> Catalog:
                 endpoint(
                     sage, "north",
                     price("0.0000025", "0.00001", input_cache_read=cached, discount_millionths=10_000, overrides=(override,)),
-                    max_completion_tokens=8192, supported_parameters=("max_tokens", "tools", "tool_choice"),
+                    max_completion_tokens=8192, supported_parameters=("max_tokens", "tools", "tool_choice"), region="europe-west1",
                 ),
             ),
         ),
         Model(
-            id=tiny, canonical_slug=tiny, name="Acme: Tiny", created=9, context_length=8192,
+            id=tiny, canonical_slug=tiny, name="Acme: Tiny", created=int(time.time()), context_length=8192, tokenizer="GPT",
             endpoints=(endpoint(tiny, "south", price("0", "0")),),
         ),
         Model(
@@ -88,8 +89,8 @@ async def caller(catalogs: CatalogSource) -> AsyncIterator[Caller]:
     async def crash(request: web.Request) -> web.Response:
         raise RuntimeError("a secret detail")
 
-    app = web.Application(middlewares=[errors(Log("test", fd=-1))])
-    app.add_routes([*ModelsApi(catalogs=catalogs).routes(), web.get("/crash", crash), web.post("/v1/models/count", crash)])
+    routes = [*ModelsApi(catalogs=catalogs).routes(), web.get("/crash", crash), web.post("/v1/models/count", crash)]
+    app = public_application(routes, log=Log("test", fd=-1))
     async with TestClient(TestServer(app)) as caller:
         yield caller
 
@@ -140,7 +141,13 @@ async def test_optional_keys_are_left_out_rather_than_null(caller: Caller) -> No
         ("context=100000", ["acme/sage-1"]),
         ("max_price=0", ["acme/tiny:free"]),
         ("min_price=2.5&max_price=2.5", ["acme/sage-1"]),
-        ("providers=north", ["acme/sage-1"]),
+        ("providers=North,west", ["acme/sage-1"]),
+        ("zdr=true&output_modalities=all", ["acme/sage-1"]),
+        ("region=eu", ["acme/sage-1"]),
+        ("region=us", []),
+        ("arch=gpt", ["acme/tiny:free"]),
+        ("max_age_days=1", ["acme/tiny:free"]),
+        ("min_age_days=1", ["acme/sage-1"]),
         ("model_authors=zeta&output_modalities=all", ["zeta/vectors"]),
         ("sort=newest", ["acme/tiny:free", "acme/sage-1"]),
         ("sort=pricing-high-to-low&output_modalities=all", ["acme/sage-1", "zeta/vectors", "acme/tiny:free"]),
@@ -167,7 +174,19 @@ async def test_pages_lead_to_each_other(caller: Caller) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=1001", "limit=-1", "limit=x", "limit=", "offset=-1", "offset=9999999999999999", "limit=%EF%BC%91", "max_price=much"],
+    [
+        "region=mars",
+        "min_age_days=-1",
+        "limit=0",
+        "limit=1001",
+        "limit=-1",
+        "limit=x",
+        "limit=",
+        "offset=-1",
+        "offset=9999999999999999",
+        "limit=%EF%BC%91",
+        "max_price=much",
+    ],
 )
 async def test_bad_paging_is_refused(caller: Caller, query: str) -> None:
     body = await ask(caller, f"/api/v1/models?{query}", 400)
@@ -205,6 +224,18 @@ async def test_a_wrong_method_is_405_and_says_which_are_allowed(caller: Caller) 
     async with caller.delete("/api/v1/models") as answer:
         assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
         assert (await answer.json())["error"]["code"] == 405
+
+
+async def test_pages_of_any_origin_may_read_the_api_and_nothing_else(caller: Caller) -> None:
+    async with caller.options("/api/v1/models", headers={"Origin": "https://app.example"}) as preflight:
+        assert (preflight.status, await preflight.read()) == (204, b"")
+        assert "Authorization" in preflight.headers["Access-Control-Allow-Headers"]
+    for path, status in (("/v1/models", 200), ("/api/v1/nothing", 404)):
+        async with caller.get(path) as answer:
+            assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (status, "*")
+    for method in ("GET", "OPTIONS"):
+        async with caller.request(method, "/crash") as answer:
+            assert answer.status >= 400 and "Access-Control-Allow-Origin" not in answer.headers
 
 
 async def test_a_crash_is_a_generic_500(caller: Caller) -> None:

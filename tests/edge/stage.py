@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import socket
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +24,7 @@ import psutil  # type: ignore[import-untyped]
 
 from bench.behaviour import Behaviour
 from bench.provider import Provider
-from tests.conftest import RunningGateway, eventually, render_catalog
+from tests.conftest import RunningGateway, render_catalog
 from tests.provider_caller import Caller, datas
 
 RAW, FIRST, GOOD = "acme/raw", "acme/first", "acme/good"
@@ -98,17 +98,20 @@ Script = Callable[[RawCall], Awaitable[None]]
 class RawProvider:
     """Reads whole requests and lets `script` do with the connection what it likes; it is closed after the script."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+        self._host = host
+        self._tls = tls
         self.script: Script = _silent
         self.calls: list[RawCall] = []
         self.connections = 0
         self.open_connections = 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._called = asyncio.Condition()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{'https' if self._tls else 'http'}://{self._host}:{self.port}/v1"
 
     @property
     def port(self) -> int:
@@ -124,11 +127,21 @@ class RawProvider:
 
         self.script = script
 
+    async def called(self, count: int) -> RawCall:
+        """The `count`-th request, waited for."""
+        async with asyncio.timeout(5.0), self._called:
+            await self._called.wait_for(lambda: len(self.calls) >= count)
+        return self.calls[count - 1]
+
+    async def open(self, port: int = 0) -> None:
+        self._server = await asyncio.start_server(self._serve, self._host, port, backlog=1024, ssl=self._tls)
+
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1024)
+        await self.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        """Closes the listener and every connection; `open` may follow."""
         assert self._server is not None
         self._server.close()
         for task in list(self._tasks):
@@ -157,7 +170,9 @@ class RawProvider:
             head = await reader.readuntil(b"\r\n\r\n")
             length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
             call = RawCall(head, await reader.readexactly(length), number, reader, writer)
-            self.calls.append(call)
+            async with self._called:
+                self.calls.append(call)
+                self._called.notify_all()
             await self.script(call)
             keep = call.keep
 
@@ -186,9 +201,7 @@ class Answered:
 
     @property
     def text(self) -> str:
-        return "".join(
-            part["choices"][0]["delta"].get("content") or "" for part in self.events if part != "[DONE]" and part.get("choices")
-        )
+        return "".join(part["choices"][0]["delta"].get("content") or "" for part in self.events if part != "[DONE]" and part.get("choices"))
 
     @property
     def error(self) -> dict[str, Any]:
@@ -205,7 +218,6 @@ class Stage:
     first: Provider
     good: Provider
     session: aiohttp.ClientSession
-    edges: list[psutil.Process] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -215,7 +227,9 @@ class Stage:
     def authorization(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.gateway.key}"}
 
-    async def ask(self, model: str, *, stream: bool = False, path: str = "", headers: Mapping[str, str] | None = None, **more: Any) -> Answered:
+    async def ask(
+        self, model: str, *, stream: bool = False, path: str = "", headers: Mapping[str, str] | None = None, **more: Any
+    ) -> Answered:
         """One chat request, answered whole."""
         body = {"model": model, "messages": HELLO, "stream": stream, **more}
         began = time.monotonic()
@@ -248,6 +262,16 @@ class Stage:
         """Of all edges."""
         return sum(psutil.Process(pid).memory_info().rss for pid in self.gateway.health()["edges"])
 
+    def forget_peak(self) -> None:
+        """From now on `peak_bytes` counts anew."""
+        for pid in self.gateway.health()["edges"]:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+    def peak_bytes(self) -> int:
+        """The most memory that the edges have held at a time."""
+        texts = [Path(f"/proc/{pid}/status").read_text() for pid in self.gateway.health()["edges"]]
+        return sum(int(text.partition("VmHWM:")[2].split()[0]) * 1024 for text in texts)
+
     def exchange(self, generation_id: str) -> dict[str, Any]:
         """The log line of an exchange."""
         return self.gateway.logged("exchange", generation=generation_id)
@@ -268,9 +292,7 @@ async def staged(
         first = await opened.enter_async_context(Provider(name="First", keep_bodies=True, keep_headers=True))
         good = await opened.enter_async_context(Provider(name="Good", keep_bodies=True, keep_headers=True))
         urls = {"raw": raw.url, "first": f"{first.url}/v1", "good": f"{good.url}/v1"}
-        gateway = RunningGateway(
-            folder / "g", catalog(render_catalog(urls, MODELS)), settings=settings, workers=workers, environ=environ
-        )
+        gateway = RunningGateway(folder / "g", catalog(render_catalog(urls, MODELS)), settings=settings, workers=workers, environ=environ)
         opened.push_async_callback(asyncio.to_thread, gateway.close)
         await asyncio.to_thread(gateway.start)
         await asyncio.to_thread(gateway.create_account)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import re
@@ -20,7 +21,7 @@ from tests.provider_caller import text_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-KEEPALIVE_S = 0.4
+KEEPALIVE_S = 0.25
 GENERATION = re.compile(r"gen-\d{10}-[0-9A-Za-z]{20}")
 
 
@@ -81,7 +82,8 @@ async def test_legacy_completions_keep_their_shape(stage: Stage, stream: bool) -
 
 @pytest.mark.parametrize("asked", [None, {"include_usage": False}, {"include_usage": True}])
 async def test_usage_is_asked_of_the_provider_whatever_the_caller_says(stage: Stage, asked: object) -> None:
-    answered = await stage.ask(GOOD, stream=True, **({"stream_options": asked} if asked else {}))
+    options: dict[str, Any] = {"stream_options": asked} if asked else {}
+    answered = await stage.ask(GOOD, stream=True, **options)
     assert [part["usage"]["total_tokens"] > 0 for part in answered.events[:-1] if part.get("usage")] == [True]
     sent = json.loads(stage.good.books.entries[-1].body)
     assert sent["stream_options"] == {"include_usage": True}
@@ -139,11 +141,17 @@ async def test_models_are_listed_at_both_prefixes(stage: Stage) -> None:
 
 FINISH = event({}, finish="stop")
 DONE = b"data: [DONE]\n\n"
-SPACED = json.dumps({"id": "up-1", "created": 7, "model": "raw", "choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]})
 TOOL = {"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}]}
+ARGUMENTS = {"tool_calls": [{"index": 0, "function": {"arguments": '{"a"'}}]}
+SAYS_A = {"index": 0, "delta": {"content": "a"}, "finish_reason": None}
+SPACED = json.dumps({"id": "up-1", "created": 7, "model": "raw", "choices": [SAYS_A]})
 UNESCAPED = b'data: {"id":"up-1","model":"raw","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}\n\n'
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 PLAIN = [event(ROLE), event({"content": "Hel"}), event({"content": "lo"}), FINISH]
+
+
+def say(text: str, **more: Any) -> bytes:
+    return event({"content": text}, **more)
 
 
 def words(*texts: str) -> list[bytes]:
@@ -153,7 +161,7 @@ def words(*texts: str) -> list[bytes]:
 CORPUS: dict[str, list[bytes]] = {
     "plain": PLAIN,
     "without role": PLAIN[1:],
-    "one event": [event({"content": "all"}, finish="stop")],
+    "one event": [say("all", finish="stop")],
     "CRLF": [part.replace(b"\n", b"\r\n") for part in PLAIN],
     "CR": [part.replace(b"\n", b"\r") for part in PLAIN],
     "mixed line ends": [PLAIN[0], PLAIN[1].replace(b"\n", b"\r\n"), PLAIN[2].replace(b"\n", b"\r"), PLAIN[3]],
@@ -161,34 +169,35 @@ CORPUS: dict[str, list[bytes]] = {
     "comments": [b": hello\n\n", PLAIN[0], b":\n\n", PLAIN[1], b": a\n: b\n\n", *PLAIN[2:]],
     "comment within an event": [PLAIN[0], b": why\n" + PLAIN[1], b"data: " + SPACED.encode() + b"\n: after\n\n", FINISH],
     "data in two lines": [PLAIN[0], b"data: " + SPACED[:31].encode() + b"\ndata: " + SPACED[31:].encode() + b"\n\n", FINISH],
-    "fields of the grammar": [b"retry: 100\n\n", b"event: message\nid: 1\n" + PLAIN[0], b"id: 2\nevent: delta\n" + PLAIN[1], b"x\n\n", *PLAIN[2:]],
+    "other fields": [b"retry: 100\n\n", b"event: message\nid: 1\n" + PLAIN[0], b"id: 2\nevent: e\n" + PLAIN[1], b"x\n\n", *PLAIN[2:]],
     "empty events": [b"\n\n", PLAIN[0], b"\n\n\n", PLAIN[1], b"data:\n\n", b"data\n\n", *PLAIN[2:]],
     "no space after the colon": [part.replace(b"data: ", b"data:") for part in PLAIN],
     "spaced JSON": [b"data: " + SPACED.encode() + b"\n\n"] * 3 + [FINISH],
     "text like framing": words("data: [DONE]", "\n\n", "data: {", '"id":"up-1"', "\r\n", '"finish_reason":null', '{"error":{"code":1}}'),
     "many bytes per letter": words("ä", "日本語", "🦜", "\u2028\u2029", "\x7f", "e\u0301"),
     "unescaped letters": [UNESCAPED % text for text in ("ä日".encode(), "🦜\u2028".encode(), b"a")] + [FINISH],
-    "tool call": [event(ROLE), event(TOOL), event({"tool_calls": [{"index": 0, "function": {"arguments": '{"a"'}}]}), event({}, finish="tool_calls")],
+    "tool call": [event(ROLE), event(TOOL), event(ARGUMENTS), event(ARGUMENTS), event({}, finish="tool_calls")],
     "tool call with the answer's id": [event(ROLE), event({"tool_calls": [{"index": 0, "id": "up-1", "model": "raw"}]}), PLAIN[1], FINISH],
     "reasoning": [event(ROLE), event({"reasoning": "hm"}), event({"reasoning_content": "so"}), *PLAIN[1:]],
     "reasoning details": [event(ROLE), event({"reasoning_details": [{"type": "reasoning.text", "text": "x"}]}), *PLAIN[1:]],
     "usage at the end": [*PLAIN, sse({"id": "up-1", "model": "raw", "choices": [], "usage": USAGE})],
-    "usage everywhere": [event({"content": "a"}, usage=USAGE), event({"content": "b"}, usage=USAGE), event({}, finish="stop", usage=USAGE)],
-    "usage null until the end": [event({"content": "a"}, usage=None), event({"content": "b"}, usage=None), event({}, finish="length", usage=USAGE)],
-    "content with the end": [*PLAIN[:2], event({"content": "lo"}, finish="stop")],
-    "error null": [event({"content": "a"}, error=None), event({"content": "b"}, error=None), FINISH],
-    "changing ids": [sse({"id": f"up-{n}", "model": "raw", "choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}) for n in range(5)]
+    "usage everywhere": [say("a", usage=USAGE), say("b", usage=USAGE), event({}, finish="stop", usage=USAGE)],
+    "usage null until the end": [say("a", usage=None), say("b", usage=None), event({}, finish="length", usage=USAGE)],
+    "content with the end": [*PLAIN[:2], say("lo", finish="stop")],
+    "error null": [say("a", error=None), say("b", error=None), FINISH],
+    "changing ids": [sse({"id": f"up-{n}", "model": "raw", "choices": [SAYS_A]}) for n in range(5)]
     + [FINISH],
-    "id not first": [sse({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}], "model": "raw", "id": "up-1"})] * 3 + [FINISH],
-    "no id": [sse({"model": "raw", "choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]})] * 3 + [FINISH],
-    "a provider of its own": [sse({"id": "up-1", "provider": "X", "model": "raw", "choices": [{"index": 0, "delta": {"content": "a"}}]})] * 2 + [FINISH],
-    "not objects": [PLAIN[0], b"data: 7\n\n", b'data: "x"\n\n', b"data: [1]\n\n", b"data: null\n\n", PLAIN[1], b"data: {broken\n\n", *PLAIN[2:]],
-    "not UTF-8": [PLAIN[0], PLAIN[1], event({"content": "X"}).replace(b"X", b"\xff\xfe"), event({"content": "Y"}).replace(b"Y", b"\xc3"), FINISH],
-    "fingerprint null": [event({"content": "a"}, system_fingerprint=None), event({"content": "b"}, system_fingerprint=None), FINISH],
-    "null now and then": [event({"content": "a"}), event({"content": "b"}, usage=None), event({"content": "c"}), FINISH],
+    "id not first": [sse({"choices": [SAYS_A], "model": "raw", "id": "up-1"})] * 3 + [FINISH],
+    "no id": [sse({"model": "raw", "choices": [SAYS_A]})] * 3 + [FINISH],
+    "a provider of its own": [sse({"id": "up-1", "provider": "X", "model": "raw", "choices": [SAYS_A]})] * 2 + [FINISH],
+    "not objects": [PLAIN[0], b'data: 7\n\ndata: "x"\n\ndata: [1]\n\ndata: null\n\n', PLAIN[1], b"data: {broken\n\n", *PLAIN[2:]],
+    "not UTF-8": [*PLAIN[:2], say("X").replace(b"X", b"\xff\xfe"), say("Y").replace(b"Y", b"\xc3"), FINISH],
+    "fingerprint null": [say("a", system_fingerprint=None), say("b", system_fingerprint=None), FINISH],
+    "null now and then": [say("a"), say("b", usage=None), say("c"), FINISH],
+    "JSON broken inside": [*PLAIN[:2], say("Q").replace(b'"Q"', b'"Q""'), say("Q").replace(b'"Q"', b""), FINISH],
     "large event": words("x" * 200_000, "y", "z" * 70_000),
     "many events": words(*(f" w{n}" for n in range(400))),
-    "logprobs": [event({"content": "a"}), event({"content": "b"}).replace(b'"logprobs":null', b'"logprobs":{"content":[]}'), FINISH],
+    "logprobs": [say("a"), say("b").replace(b'"logprobs":null', b'"logprobs":{"content":[]}'), FINISH],
     "refusal": [event(ROLE), event({"refusal": "no"}), FINISH],
     "after the end": [*PLAIN, DONE, *PLAIN],
 }  # fmt: skip
@@ -233,7 +242,7 @@ def cuts(body: bytes, rng: random.Random) -> list[bytes]:
     """Chunks of the chunked coding whose borders lie anywhere, in events, letters and line ends."""
     count = rng.choice((0, 1, 3, 10, 40))
     borders = sorted({0, len(body), *(rng.randrange(1, len(body)) for _ in range(count))})
-    return [chunk(body[a:b]) for a, b in zip(borders, borders[1:], strict=False)]
+    return [chunk(body[a:b]) for a, b in itertools.pairwise(borders)]
 
 
 async def test_str_01_events_are_passed_on_unchanged_wherever_the_network_cuts(stage: Stage) -> None:
@@ -256,7 +265,7 @@ async def test_str_01_events_are_passed_on_unchanged_wherever_the_network_cuts(s
         got = [json.loads(data) for data in read_by_grammar[:-1]]
         wanted = list(expected(bodies[name], generation))
         assert got == wanted, f"{name}, seed {seed}"
-        assert not {line.partition(b":")[0] for line in answered.body.split(b"\n")} - {b"", b"data"}, name
+        assert not {line.partition(b":")[0] for line in answered.body.split(b"\n")} - {b"", b"data", b"event", b"id", b"retry"}, name
 
     stage.raw.script = script
     for seed in range(6):
@@ -295,8 +304,8 @@ async def test_str_02_tokens_are_not_held_back(stage: Stage) -> None:
     through = [_delays(stage.url, stage.authorization, RAW, stage.session, rounds) for _ in range(streams)]
     direct = [_delays(f"{stage.raw.url}/chat/completions", {}, "raw", stage.session, rounds) for _ in range(streams)]
     measured = await asyncio.gather(*through, *direct)
-    ours = sorted(sum(measured[:streams], []))
-    control = sorted(sum(measured[streams:], []))
+    ours = sorted(itertools.chain(*measured[:streams]))
+    control = sorted(itertools.chain(*measured[streams:]))
     # The control streams tell how busy the machine is: what we add is the difference at the same rank.
     added_p50 = ours[len(ours) // 2] - control[len(control) // 2]
     added_p99 = ours[len(ours) * 99 // 100] - control[len(control) * 99 // 100]
@@ -327,7 +336,7 @@ async def test_str_03_silence_is_filled_with_comments_and_no_event_is_cut(stage:
         assert status == 200
         before, comments, body = time.monotonic(), 0, b""
         while piece := await caller.chunk():
-            assert time.monotonic() - before <= KEEPALIVE_S * 1.5
+            assert time.monotonic() - before <= KEEPALIVE_S + 0.2
             before = time.monotonic()
             body += piece
             comments += piece.startswith(b":")

@@ -11,6 +11,7 @@ GET  /metrics /health
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import msgspec
 from aiohttp import web
@@ -39,10 +40,19 @@ class Reaped(msgspec.Struct, frozen=True):
 class AdminApi:
     """Handlers of the admin socket."""
 
-    def __init__(self, *, administration: Administration, catalogs: CatalogSource, telemetry: Telemetry, log: Log) -> None:
+    def __init__(
+        self,
+        *,
+        administration: Administration,
+        catalogs: CatalogSource,
+        telemetry: Telemetry,
+        on_reaped: Callable[[str], None] = lambda incarnation: None,
+        log: Log,
+    ) -> None:
         self._administration = administration
         self._catalogs = catalogs
         self._telemetry = telemetry
+        self._on_reaped = on_reaped
         self._log = log
 
     def application(self) -> web.Application:
@@ -102,7 +112,9 @@ class AdminApi:
         return answer({})
 
     async def reaped(self, request: web.Request) -> web.Response:
-        self._telemetry.reaped((await decoded(request, Reaped)).incarnation)
+        incarnation = (await decoded(request, Reaped)).incarnation
+        self._telemetry.reaped(incarnation)
+        self._on_reaped(incarnation)
         return answer({})
 
     async def metrics(self, request: web.Request) -> web.Response:

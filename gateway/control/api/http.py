@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import math
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,6 +17,18 @@ from gateway.log import Log, exception_fields
 
 T = TypeVar("T")
 
+API_PREFIXES = ("/api/v1", "/v1")  # one API: OpenRouter's base path, and the one that OpenAI clients assume
+# Any page may call the API with a key of its own; cookies never come along, since no origin is named.
+CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": "X-Generation-Id, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset",
+}
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE, OPTIONS",
+    "Access-Control-Allow-Headers": "*, Authorization",  # the star does not cover Authorization
+    "Access-Control-Max-Age": "86400",
+}
+
 
 async def decoded(request: web.Request, kind: type[T]) -> T:
     """The request's JSON body as a struct. Raises BadRequest with the place of the first fault."""
@@ -24,6 +38,18 @@ async def decoded(request: web.Request, kind: type[T]) -> T:
         raise BadRequest(f"the body does not fit: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadRequest("the body is not JSON") from None
+
+
+def iso_time(unix_ms: int) -> str:
+    """`2026-11-24T22:00:00.000Z`, as every management object says its times."""
+    return datetime.datetime.fromtimestamp(unix_ms / 1000, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def public_application(routes: Iterable[web.RouteDef], *, log: Log) -> web.Application:
+    """The application that edges relay callers to."""
+    app = web.Application(middlewares=[_open_to_pages, errors(log)])
+    app.add_routes(routes)
+    return app
 
 
 def answer(value: Any, status: int = 200) -> web.Response:
@@ -57,6 +83,18 @@ def errors(log: Log) -> Middleware:
             return error_answer(Bug())
 
     return in_envelope
+
+
+@web.middleware
+async def _open_to_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Pages of other origins may read the API, and nothing beside it."""
+    if not request.path.startswith(tuple(f"{prefix}/" for prefix in API_PREFIXES)):
+        return await handler(request)
+    if request.method == "OPTIONS":
+        return web.Response(status=204, headers={**CORS, **PREFLIGHT})
+    response = await handler(request)
+    response.headers.update(CORS)
+    return response
 
 
 def _translated(refusal: web.HTTPException) -> web.StreamResponse:

@@ -20,6 +20,11 @@ def cheapest(model: Model) -> Endpoint:
     return min(model.endpoints, key=lambda endpoint: endpoint.price.prompt + endpoint.price.completion)
 
 
+def retains_nothing(provider: Provider) -> bool:
+    """Zero data retention, as far as it is confirmed."""
+    return provider.data is not None and provider.data.zdr
+
+
 def supported_parameters(model: Model) -> list[str]:
     """What the model says, or else what any of its endpoints supports."""
     if model.supported_parameters:

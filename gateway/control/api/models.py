@@ -1,10 +1,12 @@
 """The public catalog: /models, /models/count, one model, its endpoints, the providers. Readable without a key.
 
-Rows are rendered once per catalog; a request only picks among them.
+Rows are rendered once per catalog; a request only picks among them. Filters by what no catalog says (category,
+distillable, benchmarks) are ignored as unknown parameters are, and orders by them leave the catalog's own order.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlencode
 
@@ -12,16 +14,27 @@ import msgspec
 import orjson
 from aiohttp import web
 
-from gateway.control.api.http import answer
-from gateway.control.api.model_rows import cheapest, endpoint_row, model_endpoints_row, model_row, provider_row, supported_parameters
+from gateway.control.api.http import API_PREFIXES, answer
+from gateway.control.api.model_rows import (
+    cheapest,
+    endpoint_row,
+    model_endpoints_row,
+    model_row,
+    provider_row,
+    retains_nothing,
+    supported_parameters,
+)
 from gateway.control.catalog_source import CatalogSource
-from gateway.domain.catalog import Catalog, Model
+from gateway.domain.catalog import Catalog, Model, Provider
 from gateway.domain.errors import BadRequest, NotFound
 from gateway.domain.money import parse_usd
 
 LIMIT_DEFAULT = 500
 LIMIT_MAX = 1000
 OFFSET_MAX = 10**9
+AGE_DAYS_MAX = 10**6
+DAY_S = 86_400
+REGIONS = ("eu", "us")
 DYNAMIC_VARIANTS = (":nitro", ":floor", ":exacto", ":online")  # name a way of routing, not a model of their own
 
 
@@ -29,6 +42,8 @@ class _Listed(msgspec.Struct, frozen=True):
     model: Model
     row: orjson.Fragment
     parameters: frozenset[str]
+    providers: frozenset[str]  # slugs and display names, lower case
+    zdr: bool  # some provider of it retains nothing
     prompt: int  # nanos per million tokens, of the cheapest endpoint
     completion: int
 
@@ -54,7 +69,7 @@ class ModelsApi:
             "/endpoints/zdr": self.zdr_endpoints,
             "/providers": self.providers,
         }
-        return [web.get(prefix + path, handler) for prefix in ("/api/v1", "/v1") for path, handler in paths.items()]
+        return [web.get(prefix + path, handler) for prefix in API_PREFIXES for path, handler in paths.items()]
 
     async def models(self, request: web.Request) -> web.Response:
         return _page(request, self._matching(request.query))
@@ -77,7 +92,7 @@ class ModelsApi:
         for model in catalog.models.values():
             for endpoint in model.endpoints:
                 provider = catalog.providers[endpoint.provider]
-                if provider.data is not None and provider.data.zdr:
+                if retains_nothing(provider):
                     rows.append(endpoint_row(model, endpoint, provider))
         return answer({"data": rows})
 
@@ -105,15 +120,22 @@ class ModelsApi:
     def _rows(self) -> list[_Listed]:
         catalog = self._catalogs.catalog
         if self._listed_of is not catalog:
-            self._listed = [_listed(model) for model in catalog.models.values() if model.endpoints]
+            self._listed = [_listed(model, catalog.providers) for model in catalog.models.values() if model.endpoints]
             self._listed_of = catalog
         return self._listed
 
 
-def _listed(model: Model) -> _Listed:
+def _listed(model: Model, catalog_providers: Mapping[str, Provider]) -> _Listed:
     price = cheapest(model).price
+    providers = [catalog_providers[endpoint.provider] for endpoint in model.endpoints]
     return _Listed(
-        model, orjson.Fragment(orjson.dumps(model_row(model))), frozenset(supported_parameters(model)), price.prompt, price.completion
+        model=model,
+        row=orjson.Fragment(orjson.dumps(model_row(model))),
+        parameters=frozenset(supported_parameters(model)),
+        providers=frozenset(name.lower() for provider in providers for name in (provider.slug, provider.name)),
+        zdr=any(retains_nothing(provider) for provider in providers),
+        prompt=price.prompt,
+        completion=price.completion,
     )
 
 
@@ -137,13 +159,35 @@ def _filters(query: Mapping[str, str]) -> list[Keep]:
         keeps.append(lambda listed: parameters <= listed.parameters)
     if authors := _words(query.get("model_authors", "")):
         keeps.append(lambda listed: listed.model.id.partition("/")[0] in authors)
-    if providers := _words(query.get("providers", "")):
-        keeps.append(lambda listed: any(endpoint.provider in providers for endpoint in listed.model.endpoints))
+    if providers := _words(query.get("providers", "").lower()):
+        keeps.append(lambda listed: not providers.isdisjoint(listed.providers))
+    if family := query.get("arch", "").strip().lower():
+        keeps.append(lambda listed: listed.model.tokenizer.lower() == family)
+    if query.get("zdr") == "true":
+        keeps.append(lambda listed: listed.zdr)
+    if (region := query.get("region")) is not None:
+        keeps.append(_in_region(region))
     if sought := query.get("q", "").strip().lower():
         keeps.append(lambda listed: sought in listed.model.id.lower() or sought in listed.model.name.lower())
     if (context := _whole(query, "context", 0, 10**12)) is not None:
         keeps.append(lambda listed: listed.model.context_length >= context)
-    return keeps + list(_price_filters(query))
+    return [*keeps, *_age_filters(query), *_price_filters(query)]
+
+
+def _in_region(region: str) -> Keep:
+    """An endpoint's region is the provider's own word, such as europe-west1 or us-east-2."""
+    if region not in REGIONS:
+        raise BadRequest("region must be eu or us")
+    return lambda listed: any((endpoint.region or "").lower().startswith(region) for endpoint in listed.model.endpoints)
+
+
+def _age_filters(query: Mapping[str, str]) -> Iterable[Keep]:
+    """A model whose `created` is unknown (0) is as old as can be."""
+    now_s = int(time.time())
+    if (least := _whole(query, "min_age_days", 0, AGE_DAYS_MAX)) is not None:
+        yield lambda listed: listed.model.created <= now_s - least * DAY_S
+    if (most := _whole(query, "max_age_days", 0, AGE_DAYS_MAX)) is not None:
+        yield lambda listed: listed.model.created >= now_s - most * DAY_S
 
 
 def _price_filters(query: Mapping[str, str]) -> Iterable[Keep]:

@@ -7,19 +7,23 @@ refusals (an email that exists, an amount out of range) are caller faults of `ga
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
 import msgspec
 
 from gateway.domain.errors import StoreUnavailable
+from gateway.domain.generation import Generation
 from gateway.domain.keys import KeyRecord
 
 LimitReset = Literal["daily", "weekly", "monthly"]
+RefusalReason = Literal["corrupt", "unreadable", "unknown_account", "out_of_range", "conflict", "invalid"]
 TransactionKind = Literal["topup", "grant", "usage", "refund", "adjustment"]
 
 OWN_BOOKS = "gateway:"  # prefix of the gateway's own books; account ids begin with "user_"
 FUNDING_BOOK = OWN_BOOKS + "funding"  # where operators' top-ups come from
 GRANTS_BOOK = OWN_BOOKS + "grants"  # where credit that nobody paid for comes from
+REVENUE_BOOK = OWN_BOOKS + "revenue"  # where usage goes
 
 
 class StoreLocked(StoreUnavailable):
@@ -62,6 +66,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
             management=self.management,
             disabled=self.disabled,
             expires_at_s=self.expires_at_s,
+            limit_nanos=self.limit_nanos,
+            limit_reset=self.limit_reset,
         )
 
 
@@ -70,9 +76,87 @@ class LedgerReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     ok: bool | None  # None: finished exchanges wait in a journal, so nothing can be said yet
     accounts: int
-    generations: int  # transactions of kind "usage"
+    generations: int
     difference_nanos: int  # sum of all absolute differences; 0 when ok
     problems: tuple[str, ...] = ()  # which books and transactions, the first 100
+
+
+class KeyUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key has spent: ever, and since the UTC day, week (from Monday) and month began."""
+
+    total_nanos: int = 0
+    daily_nanos: int = 0
+    weekly_nanos: int = 0
+    monthly_nanos: int = 0
+
+
+class Credits(msgspec.Struct, frozen=True, kw_only=True):
+    """What an account ever got and used. The balance is `total_nanos - used_nanos`."""
+
+    total_nanos: int = 0  # all credit
+    purchased_nanos: int = 0  # the part that was paid for, less refunds
+    used_nanos: int = 0
+
+
+class JournalSlice(msgspec.Struct, frozen=True):
+    """Consecutive records of one journal file, from byte `start` to byte `end`."""
+
+    file: str  # name within the journal's folder
+    incarnation: str  # of the edge that wrote it
+    start: int
+    end: int
+    generations: Sequence[Generation] = ()
+    corrupt: Sequence[bytes] = ()  # whole damaged records
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A record that was set aside, with its bytes, instead of being charged."""
+
+    file: str
+    reason: RefusalReason
+    generation_id: str  # "" where it cannot be read
+    record: bytes
+
+
+class Applied(msgspec.Struct, frozen=True, kw_only=True):
+    """What a batch of journal slices came to."""
+
+    generations: int = 0  # new rows
+    exists: int = 0  # the same generation with the same charge was there already
+    charged_nanos: int = 0
+    refused: Sequence[Refused] = ()
+
+
+class LeaseRow(msgspec.Struct):
+    """What one edge was granted of one resource and what of that is settled, since the edge started. In nanos."""
+
+    resource: str
+    incarnation: str
+    granted_nanos: int = 0
+    settled_nanos: int = 0
+
+    @property
+    def open_nanos(self) -> int:
+        """What the edge may still spend, or has spent without control having read of it. Negative: it overspent."""
+        return self.granted_nanos - self.settled_nanos
+
+
+class LeaseBook(Protocol):
+    """All leases, within one transaction of a store."""
+
+    async def totals(self, resources: Iterable[str]) -> dict[str, int]:
+        """What there is of each resource before any lease: a balance, or a key's limit less its use in the window.
+
+        A resource that cannot be leased (unknown, or a key without a limit) is left out.
+        """
+
+    async def rows(self, *, resources: Iterable[str], incarnations: Iterable[str]) -> list[LeaseRow]:
+        """The rows of any of these resources, and all rows of these incarnations."""
+
+    async def write(self, rows: Iterable[LeaseRow]) -> None:
+        """Insert or replace `granted_nanos`; what is settled is the journal's to say and stays."""
+
+    async def delete(self, incarnation: str) -> None: ...
 
 
 class Store(Protocol):
@@ -106,6 +190,42 @@ class Store(Protocol):
 
     async def balance(self, account_id: str) -> int:
         """Nanos; 0 for an account without entries."""
+
+    async def find_key(self, digest: str) -> Key | None: ...
+
+    async def generation(self, generation_id: str) -> Generation | None:
+        """Of any account: whether the caller may see it is the caller's to check."""
+
+    async def credits(self, account_id: str) -> Credits:
+        """Zeros for an account that never had credit."""
+
+    async def key_usage(self, digest: str, now_s: float) -> KeyUsage:
+        """`now_s` is unix time. Zeros for a key that was never used."""
+
+    async def free_requests(self, account_id: str, now_s: float) -> int:
+        """How many requests of an account to models named `...:free` a provider served on the UTC day of `now_s` (unix time)."""
+
+    async def journal_offsets(self) -> dict[str, int]:
+        """How many bytes of each journal file are in the store."""
+
+    async def apply_journal(self, slices: Sequence[JournalSlice]) -> Applied:
+        """Post these records and move the offsets of their files, each record once whatever is repeated.
+
+        A record that cannot be posted is set aside and never keeps others from it. Raises StoreUnavailable also when a
+        slice does not begin where its file was left: read the offsets again.
+        """
+
+    async def forget_journals(self, files: Iterable[str]) -> None:
+        """Drop the offsets of files that are no more."""
+
+    async def revenue(self) -> int:
+        """Nanos charged for usage, ever."""
+
+    def leasing(self) -> AbstractAsyncContextManager[LeaseBook]:
+        """A transaction on the leases: committed when the block ends, rolled back when it raises."""
+
+    async def lease_holders(self) -> set[str]:
+        """Incarnations of the edges that have lease rows."""
 
     async def verify_ledger(self) -> LedgerReport:
         """Rebuild every balance from its entries, on one consistent snapshot."""

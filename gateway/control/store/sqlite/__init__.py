@@ -1,0 +1,239 @@
+"""The store on SQLite: one connection that writes, one that reads, one process that has them open.
+
+The writer commits with synchronous=FULL, so an answered write survives power loss. Readers never wait for it (WAL)
+and never see a transaction half done, because they are another connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import aiosqlite
+
+from gateway.control.store import (
+    FUNDING_BOOK,
+    REVENUE_BOOK,
+    Account,
+    Applied,
+    Credits,
+    JournalSlice,
+    Key,
+    KeyUsage,
+    LeaseBook,
+    LedgerReport,
+    StoreLocked,
+)
+from gateway.control.store.lock import StoreLock
+from gateway.control.store.migrations import migrate, read_migrations
+from gateway.control.store.sqlite import accounts, generations, ledger
+from gateway.control.store.sqlite.database import connect, listed, translated
+from gateway.control.store.sqlite.leases import SqliteLeaseBook
+from gateway.domain.errors import BadRequest, StoreUnavailable
+from gateway.domain.generation import Generation
+from gateway.domain.keys import KeyRecord
+from gateway.domain.money import AMOUNT_NANOS_MAX
+
+WAL_BYTES_KEPT = 4 * 1024 * 1024  # the log is cut back to this after a checkpoint; readers may have let it grow
+LOCK_RETRY_S = 0.05
+
+
+class SqliteStore:
+    """`Store` on one SQLite file. Made by `open`, ended by `close`."""
+
+    def __init__(self, lock: StoreLock, writer: aiosqlite.Connection, reader: aiosqlite.Connection, path: Path) -> None:
+        self._lock = lock
+        self._writer = writer
+        self._reader = reader
+        self._path = path
+        self._writing = asyncio.Lock()
+        self._closed = False
+
+    @classmethod
+    async def open(cls, path: Path, *, wait_s: float = 0) -> Self:
+        """Lock, open and migrate the file, made with its folder when absent.
+
+        Raises StoreLocked when another process has it open for longer than `wait_s`, StoreUnavailable.
+        """
+        async with contextlib.AsyncExitStack() as opened:
+            with translated():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock = StoreLock(path.with_name(path.name + ".lock"))
+                await _acquire(lock, wait_s)
+                opened.callback(lock.release)
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # before SQLite makes it readable by all
+                writer = await connect(path)
+                opened.push_async_callback(writer.close)
+                await writer.execute("PRAGMA journal_mode = WAL")
+                await writer.execute("PRAGMA synchronous = FULL")
+                await writer.execute("PRAGMA foreign_keys = ON")
+                await writer.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
+                await migrate(writer, read_migrations())
+                reader = await connect(path)
+                opened.push_async_callback(reader.close)
+                await reader.execute("PRAGMA query_only = ON")
+            store = cls(lock, writer, reader, path)
+            opened.pop_all()
+            return store
+
+    async def close(self) -> None:
+        self._closed = True
+        try:
+            async with self._writing:
+                with translated():
+                    await self._reader.close()
+                    await self._writer.close()  # last, so that it is the one that checkpoints
+        finally:
+            self._lock.release()
+
+    # Accounts and keys.
+
+    async def create_account(self, account: Account, keys: Sequence[Key], *, topup_nanos: int) -> None:
+        if not 0 <= topup_nanos <= AMOUNT_NANOS_MAX:
+            raise BadRequest("the amount is negative or out of range")
+        async with self._transaction() as db:
+            await accounts.insert_account(db, account)
+            for key in keys:
+                await accounts.insert_key(db, key)
+            if topup_nanos:
+                await ledger.post(db, "topup", [(account.id, topup_nanos), (FUNDING_BOOK, -topup_nanos)], note="first credit")
+
+    async def create_key(self, key: Key) -> None:
+        if key.limit_nanos is not None and not 0 <= key.limit_nanos <= AMOUNT_NANOS_MAX:
+            raise BadRequest("the limit is negative or out of range")
+        async with self._transaction() as db:
+            await accounts.require_account(db, key.account_id)
+            await accounts.insert_key(db, key)
+
+    async def find_keys(self, digests: Iterable[str]) -> dict[str, KeyRecord]:
+        return {row[0]: accounts.key_of(row).record() for row in await self._read(accounts.KEYS, (listed(digests),))}
+
+    async def find_key(self, digest: str) -> Key | None:
+        rows = await self._read(accounts.KEYS, (listed((digest,)),))
+        return accounts.key_of(rows[0]) if rows else None
+
+    async def find_account(self, account_id: str) -> Account | None:
+        rows = await self._read(accounts.ACCOUNT, (account_id,))
+        return accounts.account_of(rows[0]) if rows else None
+
+    async def list_accounts(self, *, offset: int = 0, limit: int = 100) -> list[Account]:
+        return [accounts.account_of(row) for row in await self._read(accounts.ACCOUNTS, (limit, offset))]
+
+    async def list_keys(self, account_id: str, *, offset: int = 0, limit: int = 100) -> list[Key]:
+        return [accounts.key_of(row) for row in await self._read(accounts.KEYS_OF_ACCOUNT, (account_id, limit, offset))]
+
+    # Credit and the ledger.
+
+    async def add_credits(self, account_id: str, nanos: int, *, note: str) -> int:
+        if not 0 < nanos <= AMOUNT_NANOS_MAX:
+            raise BadRequest("the amount is not positive or out of range")
+        async with self._transaction() as db:
+            await accounts.require_account(db, account_id)
+            balances = await ledger.post(db, "topup", [(account_id, nanos), (FUNDING_BOOK, -nanos)], note=note)
+        return balances[account_id]
+
+    async def balance(self, account_id: str) -> int:
+        rows = await self._read("SELECT nanos FROM balances WHERE book = ?", (account_id,))
+        return int(rows[0][0]) if rows else 0
+
+    async def revenue(self) -> int:
+        return await self.balance(REVENUE_BOOK)
+
+    async def credits(self, account_id: str) -> Credits:
+        with self._reading() as db:
+            return await ledger.credits_of(db, account_id)
+
+    async def verify_ledger(self) -> LedgerReport:
+        # A connection of its own: a long transaction on the shared reader would show other readers the past.
+        with translated():
+            db = await connect(self._path)
+            try:
+                await db.execute("PRAGMA query_only = ON")
+                await db.execute("BEGIN")
+                return await ledger.verify(db)
+            finally:
+                await db.close()
+
+    # Generations and the journal.
+
+    async def generation(self, generation_id: str) -> Generation | None:
+        with self._reading() as db:
+            return await generations.generation_of(db, generation_id)
+
+    async def key_usage(self, digest: str, now_s: float) -> KeyUsage:
+        with self._reading() as db:
+            return await generations.key_usage_of(db, digest, now_s)
+
+    async def free_requests(self, account_id: str, now_s: float) -> int:
+        with self._reading() as db:
+            return await generations.free_requests_of(db, account_id, now_s)
+
+    async def journal_offsets(self) -> dict[str, int]:
+        return {row[0]: row[1] for row in await self._read("SELECT file, committed_bytes FROM journal_offsets", ())}
+
+    async def apply_journal(self, slices: Sequence[JournalSlice]) -> Applied:
+        async with self._transaction() as db:
+            return await generations.apply(db, slices)
+
+    async def forget_journals(self, files: Iterable[str]) -> None:
+        async with self._transaction() as db:
+            await db.execute("DELETE FROM journal_offsets WHERE file IN (SELECT value FROM json_each(?))", (listed(files),))
+
+    # Leases.
+
+    @contextlib.asynccontextmanager
+    async def leasing(self) -> AsyncIterator[LeaseBook]:
+        async with self._transaction() as db:
+            yield SqliteLeaseBook(db)
+
+    async def lease_holders(self) -> set[str]:
+        return {row[0] for row in await self._read("SELECT DISTINCT incarnation FROM leases", ())}
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailable("The store is closed")
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[aiosqlite.Connection]:
+        self._require_open()
+        with translated():
+            yield self._reader
+
+    async def _read(self, sql: str, arguments: Sequence[Any]) -> list[sqlite3.Row]:
+        with self._reading() as db:
+            return list(await db.execute_fetchall(sql, arguments))
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
+        """Committed when the block ends, rolled back when it raises or is cancelled.
+
+        The connection runs statements in the order they were asked for, so a rollback asked for while cancelled
+        still comes before the next transaction's BEGIN.
+        """
+        async with self._writing:
+            self._require_open()
+            with translated():
+                try:
+                    await self._writer.execute("BEGIN IMMEDIATE")
+                    yield self._writer
+                    await self._writer.commit()
+                except BaseException:
+                    await self._writer.rollback()
+                    raise
+
+
+async def _acquire(lock: StoreLock, wait_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + wait_s
+    while True:
+        try:
+            return lock.acquire()
+        except StoreLocked:
+            if loop.time() >= deadline_s:
+                raise
+        await asyncio.sleep(LOCK_RETRY_S)  # the kernel tells nobody that a file lock became free

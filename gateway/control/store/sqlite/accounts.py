@@ -1,0 +1,56 @@
+"""Accounts and keys: statements, and rows as records."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import aiosqlite
+
+from gateway.control.store import Account, Key
+from gateway.control.store.sqlite.database import row_of
+from gateway.domain.errors import Conflict, NotFound
+
+_KEY_COLUMNS = "digest, account_id, name, label, created_at_ms, management, disabled, limit_nanos, limit_reset, expires_at_s, updated_at_ms"
+
+ACCOUNT = "SELECT id, email, created_at_ms, password_hash FROM accounts WHERE id = ?"
+ACCOUNTS = "SELECT id, email, created_at_ms, password_hash FROM accounts ORDER BY created_at_ms, id LIMIT ? OFFSET ?"
+KEYS = f"SELECT {_KEY_COLUMNS} FROM keys WHERE digest IN (SELECT value FROM json_each(?))"  # noqa: S608
+KEYS_OF_ACCOUNT = f"SELECT {_KEY_COLUMNS} FROM keys WHERE account_id = ? ORDER BY created_at_ms DESC, digest LIMIT ? OFFSET ?"  # noqa: S608
+_INSERT_KEY = f"INSERT INTO keys ({_KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+
+
+async def insert_account(db: aiosqlite.Connection, account: Account) -> None:
+    """Raises Conflict: the email exists."""
+    if await row_of(db, "SELECT 1 FROM accounts WHERE email = ?", (account.email,)):
+        raise Conflict("an account with this email exists")
+    await db.execute(
+        "INSERT INTO accounts (id, email, password_hash, created_at_ms) VALUES (?, ?, ?, ?)",
+        (account.id, account.email, account.password_hash, account.created_at_ms),
+    )
+
+
+async def insert_key(db: aiosqlite.Connection, key: Key) -> None:
+    await db.execute(
+        _INSERT_KEY,
+        (
+            key.digest, key.account_id, key.name, key.label, key.created_at_ms, key.management, key.disabled,
+            key.limit_nanos, key.limit_reset, key.expires_at_s, key.updated_at_ms,
+        ),
+    )  # fmt: skip
+
+
+async def require_account(db: aiosqlite.Connection, account_id: str) -> None:
+    """Raises NotFound."""
+    if not await row_of(db, "SELECT 1 FROM accounts WHERE id = ?", (account_id,)):
+        raise NotFound("no such account")
+
+
+def account_of(row: sqlite3.Row) -> Account:
+    return Account(id=row[0], email=row[1], created_at_ms=row[2], password_hash=row[3])
+
+
+def key_of(row: sqlite3.Row) -> Key:
+    return Key(
+        digest=row[0], account_id=row[1], name=row[2], label=row[3], created_at_ms=row[4], management=bool(row[5]), disabled=bool(row[6]),
+        limit_nanos=row[7], limit_reset=row[8], expires_at_s=row[9], updated_at_ms=row[10],
+    )  # fmt: skip

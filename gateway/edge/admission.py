@@ -1,0 +1,200 @@
+"""Credit before service: holds the worst case of a request against leases, or says why not.
+
+When the leases at hand suffice this is one synchronous step without I/O. A lease that ran dry is asked for once,
+however many wait for it; a lease that runs low is renewed before anybody has to wait.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from gateway.domain import resources
+from gateway.domain.catalog import Endpoint, Model
+from gateway.domain.errors import GatewayError, InsufficientCredit, KeyLimitExceeded, StoreUnavailable
+from gateway.domain.keys import KeyRecord
+from gateway.edge.snapshots import Choice
+from gateway.ledger.book import Book, Hold, LeaseShort
+from gateway.link.messages import Back, Grant, Journaled, Standing, Want
+from gateway.wire.envelope import Envelope
+
+STRICT_UNDER_HOLDS = 10  # below this many holds the prompt is held at a token per byte, which no tokenizer exceeds
+MESSAGE_TOKENS = 16  # what a chat template may add around each message
+REFUSAL_S = 1.0  # how long a refusal stands without asking again, unless control says that there is more
+DEMAND_S = 10.0
+IDLE_S = 60.0  # a lease unused for so long goes back
+
+Then = Callable[[Hold | None, GatewayError | None], None]
+Send = Callable[[Want | Back | Standing | Journaled], None]
+
+
+class Quote(msgspec.Struct, frozen=True):
+    """The most that a request can cost, whichever of its endpoints serves it. Amounts in nanos."""
+
+    likely_nanos: int  # the prompt at four bytes a token
+    strict_nanos: int  # the prompt at one byte a token
+    completion_tokens: int
+    prompt_tokens: int  # strictly counted
+    dearest: Choice
+    images: int
+
+
+def quote(envelope: Envelope, choices: Sequence[Choice]) -> Quote:
+    """What to hold for these choices."""
+    framing = MESSAGE_TOKENS * max(1, envelope.messages)
+    strict_tokens = envelope.prompt_bytes_max + framing
+    strict, dearest, completion = -1, choices[0], 0
+    for choice in choices:
+        tokens = completion_max(envelope, choice.model, choice.endpoint)
+        nanos = choice.worst.nanos(strict_tokens, tokens, envelope.images)
+        if nanos > strict:
+            strict, dearest, completion = nanos, choice, tokens
+    likely = dearest.worst.nanos(-(-envelope.prompt_bytes_max // 4) + framing, completion, envelope.images)
+    return Quote(likely, strict, completion, strict_tokens, dearest, envelope.images)
+
+
+def completion_max(envelope: Envelope, model: Model, endpoint: Endpoint) -> int:
+    """The most completion tokens this endpoint may make for this request."""
+    ceiling = endpoint.max_completion_tokens or model.max_completion_tokens or endpoint.context_length
+    return min(envelope.max_tokens, ceiling) if envelope.max_tokens is not None else ceiling
+
+
+class _Waiter:
+    __slots__ = ("key", "quote", "then")
+
+    def __init__(self, key: KeyRecord, quote: Quote, then: Then) -> None:
+        self.key = key
+        self.quote = quote
+        self.then = then
+
+
+class Admission:
+    """Holds credit for exchanges; speaks of leases with control through `send`."""
+
+    def __init__(self, *, book: Book, send: Send, now: Callable[[], float]) -> None:
+        self._book = book
+        self._send = send
+        self._now = now
+        self._joined = False
+        self._waiting: dict[str, deque[_Waiter]] = {}
+        self._asked: set[str] = set()
+        self._refused: dict[str, tuple[float, int]] = {}  # resource -> (until, free nanos)
+        self._spent: dict[str, int] = {}  # held since the last sweep, by resource: the demand
+        self._demand: dict[str, int] = {}
+
+    def reserve(self, key: KeyRecord, quote: Quote, then: Then) -> None:
+        """Calls `then(hold, None)` or `then(None, error)`: at once unless a lease ran dry."""
+        self._try(_Waiter(key, quote, then))
+
+    # Told by the link.
+
+    def on_welcome(self) -> None:
+        """Control may be a new one: tell it what we were granted, then ask again for whoever waits."""
+        self._joined = True
+        self._send(Standing(granted=self._book.standing()))
+        self._asked.clear()
+        for resource in list(self._waiting):
+            self._wake(resource)
+
+    def on_lost(self) -> None:
+        self._joined = False
+        self._asked.clear()
+        for resource in list(self._waiting):
+            for waiter in self._waiting.pop(resource):
+                waiter.then(None, _unavailable())
+
+    def on_grant(self, grant: Grant) -> None:
+        resource = grant.resource
+        self._asked.discard(resource)
+        if grant.unavailable:
+            for waiter in self._waiting.pop(resource, ()):
+                waiter.then(None, _unavailable())
+            return
+        if grant.refused:
+            self._refused[resource] = (self._now() + REFUSAL_S, grant.free_nanos)
+        else:
+            self._refused.pop(resource, None)
+            self._book.granted(resource, grant.nanos, self._now())
+        self._wake(resource)
+
+    def on_recall(self, resource: str) -> None:
+        self._send(Back(resource=resource, nanos=self._book.give_back(resource)))
+
+    def on_funded(self, resource: str) -> None:
+        self._refused.pop(resource, None)
+
+    def sweep(self) -> None:
+        """Once a second: measure demand, and return what lies idle."""
+        for resource in self._demand.keys() | self._spent.keys():
+            now = self._spent.get(resource, 0)
+            self._demand[resource] = (self._demand.get(resource, 0) * 4 + now) // 5
+        self._demand = {resource: demand for resource, demand in self._demand.items() if demand}
+        self._spent.clear()
+        self._refused = {resource: refusal for resource, refusal in self._refused.items() if refusal[0] > self._now()}
+        if self._joined:
+            for resource in self._book.idle(self._now() - IDLE_S):
+                unused = self._book.give_back(resource)
+                if unused:
+                    self._send(Back(resource=resource, nanos=unused))
+
+    # The step itself.
+
+    def _try(self, waiter: _Waiter) -> None:
+        key, quote, book = waiter.key, waiter.quote, self._book
+        names: tuple[str, ...] = (resources.balance(key.account_id),)
+        if key.limit_nanos is not None:
+            names = (*names, resources.key_limit(key.digest, key.limit_reset, time.time()))
+        ample = all(book.available(name) >= STRICT_UNDER_HOLDS * quote.strict_nanos for name in names)
+        nanos = quote.likely_nanos if ample else quote.strict_nanos
+        try:
+            hold = book.hold(names, nanos, self._now())
+        except LeaseShort as short:
+            self._short(waiter, short)
+            return
+        for name in names:
+            self._spent[name] = self._spent.get(name, 0) + nanos
+            if book.available(name) < STRICT_UNDER_HOLDS * nanos and name not in self._asked and name not in self._refused:
+                self._ask(name, 0)
+        waiter.then(hold, None)
+
+    def _short(self, waiter: _Waiter, short: LeaseShort) -> None:
+        refusal = self._refused.get(short.resource)
+        if refusal is not None and refusal[0] > self._now() and refusal[1] < short.missing_nanos + (short.missing_nanos == 0):
+            waiter.then(None, self._refusal(waiter, short, refusal[1]))
+        elif not self._joined:
+            waiter.then(None, _unavailable())
+        else:
+            self._waiting.setdefault(short.resource, deque()).append(waiter)
+            if short.resource not in self._asked:
+                self._ask(short.resource, short.missing_nanos)
+
+    def _ask(self, resource: str, at_least: int) -> None:
+        self._asked.add(resource)
+        waiting = sum(waiter.quote.strict_nanos for waiter in self._waiting.get(resource, ()))
+        demand = int(self._demand.get(resource, 0) * DEMAND_S) + waiting
+        self._send(Want(resource=resource, at_least=at_least, demand=demand))
+
+    def _wake(self, resource: str) -> None:
+        for waiter in self._waiting.pop(resource, ()):
+            self._try(waiter)
+
+    def _refusal(self, waiter: _Waiter, short: LeaseShort, free_nanos: int) -> GatewayError:
+        quote = waiter.quote
+        left = free_nanos + self._book.available(short.resource)
+        if short.resource.startswith("key:") and left <= 0:
+            window = waiter.key.limit_reset or "total"
+            return KeyLimitExceeded(f"Key limit exceeded ({window} limit). Manage it using /settings/keys")
+        if left <= 0:
+            return InsufficientCredit("Insufficient credits. Add more using /credits")
+        affordable = quote.dearest.worst.affordable_tokens(prompt_tokens=quote.prompt_tokens, images=quote.images, nanos=left)
+        return InsufficientCredit(
+            f"This request requires more credits, or fewer max_tokens. You requested up to {quote.completion_tokens} tokens, "
+            f"but can only afford {affordable}. To increase, visit /settings/credits and add more credits"
+        )
+
+
+def _unavailable() -> StoreUnavailable:
+    return StoreUnavailable("credit cannot be checked now; try again", retry_after_s=1.0)

@@ -1,0 +1,40 @@
+"""What a caller's connection asks of those behind it: whoever decides about requests, and whatever answers one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.domain.errors import GatewayError
+from gateway.edge.heads import RequestHead
+
+if TYPE_CHECKING:
+    from gateway.edge.caller import CallerConnection
+
+
+class Exchange(Protocol):
+    """What a connection asks of the thing that answers a request."""
+
+    streaming: bool  # a caller who leaves while this is true ends the exchange
+
+    def on_body_awaited(self) -> None:
+        """The head is here and the body is not: a request that must fail anyway may be refused now."""
+
+    def on_body(self, body: bytes) -> None: ...
+    def on_body_refused(self, error: GatewayError) -> None:
+        """Instead of `on_body`: it broke its framing, a limit or its deadline. To be answered at once."""
+
+    def on_caller_gone(self) -> None: ...
+    def on_caller_slow(self) -> None: ...
+    def on_caller_ready(self) -> None: ...
+    def on_drain_end(self) -> None: ...
+
+
+class Door(Protocol):
+    """Who decides about requests: the edge's server."""
+
+    def open_exchange(self, caller: CallerConnection, head: RequestHead) -> Exchange: ...
+    def on_opened(self, caller: CallerConnection) -> None: ...
+    def on_closed(self, caller: CallerConnection) -> None: ...
+    def on_refused(self, error: GatewayError) -> None: ...
+    @property
+    def draining(self) -> bool: ...

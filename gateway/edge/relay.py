@@ -1,0 +1,193 @@
+"""A stream on its way from provider to caller: events as they come, cut at event borders, spliced, metered.
+
+What precedes the first content waits for it, so that until then another endpoint may serve; after it events pass on, or
+one error event ends them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from multidict import CIMultiDictProxy
+
+from gateway.domain.catalog import Endpoint, Model
+from gateway.domain.errors import GatewayError, StreamBroken, StreamStalled, UpstreamFault, UpstreamGarbage
+from gateway.edge.attempts import Attempt
+from gateway.edge.providers import Upstream
+from gateway.wire import refusal
+from gateway.wire.completion import normal_finish
+from gateway.wire.sse import EventCutter, LineTooLong, Splicer
+
+if TYPE_CHECKING:
+    from gateway.edge.exchange import InferenceExchange
+
+FIRST_TOKEN_COLD_S = 15.0  # "adaptive" while nothing is known of the endpoint
+REASONING_S_MIN = 120.0  # a model that reasons is never cut under this
+
+
+class StreamAttempt(Attempt):
+    """Events as they come, cut at event borders. What precedes the first content waits for it."""
+
+    __slots__ = ("_cutter", "_held", "_held_bytes", "_splicer")
+
+    streams = True
+
+    def __init__(self, exchange: InferenceExchange, model: Model, endpoint: Endpoint, upstream: Upstream) -> None:
+        super().__init__(exchange, model, endpoint, upstream)
+        self._cutter = EventCutter(exchange.parts.upstream.sse_line_bytes_max)
+        self._splicer = Splicer(exchange.generation_id, model.id, upstream.provider.name)
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+
+    def made_tokens(self) -> int:
+        return self._splicer.content_events
+
+    def start(self, body: bytes) -> None:
+        self.phase_at = self.started_at + self._headers_s()
+        super().start(body)
+
+    def phase_expired(self) -> None:
+        if self._headers_late():
+            return
+        if not self.committed:
+            super().phase_expired()
+        elif self._call is not None and self._call.paused:
+            self.phase_at = self._exchange.parts.loop.time() + self._idle_s()  # the caller is slow, not the provider
+        else:
+            self._fail(StreamStalled("Provider stopped sending"))
+
+    def _headers_late(self) -> bool:
+        """The time to connect has a limit of its own: that of the headers runs from the request's leaving."""
+        if self.provider_status is not None or self._call is None:
+            return False
+        now = self._exchange.parts.loop.time()
+        due = (self._call.sent_at or now) + self._headers_s()
+        if due <= now + 0.001:
+            return False
+        self.phase_at = due
+        return True
+
+    def _headers_s(self) -> float:
+        return self._patience(self.endpoint.timeouts.headers_s or self._exchange.parts.timeouts.headers_s)
+
+    def _patience(self, seconds: float) -> float:
+        envelope = self._exchange.envelope
+        reasons = self.model.reasoning is not None or (envelope is not None and envelope.reasoning)
+        return max(seconds, REASONING_S_MIN) if reasons else seconds
+
+    def _idle_s(self) -> float:
+        return self._patience(self.endpoint.timeouts.idle_s or self._exchange.parts.timeouts.idle_s)
+
+    def _on_ok_head(self, headers: CIMultiDictProxy[str]) -> None:
+        if not self._error_status and not headers.get("Content-Type", "").lower().startswith("text/event-stream"):
+            self._error_status = 200  # an error object, a page, anything but a stream
+        setting = self._exchange.parts.timeouts.first_token_s
+        first_token_s = self.endpoint.timeouts.first_token_s or (FIRST_TOKEN_COLD_S if setting == "adaptive" else setting)
+        self.phase_at = self._exchange.parts.loop.time() + self._patience(float(first_token_s))
+        self._exchange.rearm()
+
+    def _on_ok_data(self, data: bytes) -> None:
+        splicer = self._splicer
+        try:
+            block = self._cutter.feed(data)
+        except LineTooLong:
+            self._fail(UpstreamGarbage("Provider sent an event that does not end", provider_status=200))
+            return
+        if not block:
+            return
+        events = splicer.splice(block)
+        if splicer.dropped:
+            self.upstream.dropped_events.add(splicer.dropped)
+            splicer.dropped = 0
+        if self.first_content_at and not splicer.done and splicer.error is None:
+            if events:
+                self.phase_at = self._exchange.parts.loop.time() + self._idle_s()
+                self._exchange.stream(events)
+            return
+        self._on_border(events)
+
+    def _on_border(self, events: bytes) -> None:
+        """The first content, the end, or an error: what happens at most a few times per stream."""
+        splicer = self._splicer
+        exchange = self._exchange
+        now = exchange.parts.loop.time()
+        if not self.committed and splicer.content_events:
+            self.first_content_at = now
+            events = b"".join((*self._held, events))
+            self._held.clear()
+            self.phase_at = now + self._idle_s()
+        if splicer.error is not None:
+            if self.committed and events:
+                exchange.stream(events)
+            self._fail(
+                refusal.from_event(splicer.error, provider=self.upstream.provider.name, secret=self.upstream.secret, now_s=time.time())
+            )
+        elif splicer.done:
+            self._on_done(events)
+        elif self.committed:
+            if events:
+                exchange.stream(events)
+                exchange.rearm()
+        else:
+            self._hold(events)
+
+    def _hold(self, events: bytes) -> None:
+        self._held.append(events)
+        self._held_bytes += len(events)
+        if self._held_bytes > self._exchange.parts.upstream.sse_line_bytes_max:
+            self._fail(UpstreamGarbage("Provider sends events without content", provider_status=200))
+
+    def _on_done(self, events: bytes) -> None:
+        """`[DONE]`, or a clean end after a finish reason: the protocol says that the answer is complete."""
+        splicer = self._splicer
+        if not self.committed:
+            if splicer.finish_reason is None:
+                self._fail(UpstreamGarbage("Provider's answer is empty", provider_status=200))
+                return
+            events = b"".join((*self._held, events))
+            self._held.clear()
+            self.first_content_at = self._exchange.parts.loop.time()
+        self._note()
+        call, self._call = self._call, None
+        if call is not None:
+            call.drain()
+        self._end("ok")
+        self._exchange.end_stream(events, splicer.final_event)
+
+    def _note(self) -> None:
+        """What the events said of themselves, for the bill and the record."""
+        splicer = self._splicer
+        self.usage = splicer.usage
+        self.upstream_id = splicer.upstream_id or ""
+        self.native_finish_reason = splicer.finish_reason
+        self.finish_reason = normal_finish(splicer.finish_reason)
+
+    def leave(self, error: GatewayError | None) -> None:
+        self._note()
+        super().leave(error)
+
+    def _on_ok_end(self) -> None:
+        if self._splicer.finish_reason is not None:
+            self._on_done(b"")
+        elif self.committed:
+            self._fail(StreamBroken("Provider ended its answer without finishing it"))
+        else:
+            self._fail(UpstreamGarbage("Provider's answer is empty", provider_status=self.provider_status))
+
+    def _fail(self, error: GatewayError) -> None:
+        if self.ended:
+            return
+        if not self.committed:
+            super()._fail(error)
+            return
+        if not isinstance(error, StreamBroken):
+            cause = error
+            error = StreamBroken(cause.message, metadata=cause.metadata)
+            error.__cause__ = cause
+            if isinstance(cause, UpstreamFault):
+                error.provider_status = cause.provider_status
+        error.metadata = {"provider_name": self.upstream.provider.name, **error.metadata}
+        self._note()
+        self._end(error.code)
+        self._exchange.break_stream(error)

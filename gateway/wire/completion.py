@@ -1,0 +1,91 @@
+"""What events of a stream and whole answers have in common: how their members are read and put into the contract's form."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+from msgspec import Raw
+
+# Values of `error` that providers send when there is none.
+NO_ERROR = frozenset((b"", b"null", b"false", b"{}", b'""', b"[]"))
+
+_FINISH_REASONS = {
+    "stop": "stop",
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "eos": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "tool_calls": "tool_calls",
+    "tool_use": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+    "safety": "content_filter",
+    "error": "error",
+}
+
+
+def normal_finish(native: str | None) -> str | None:
+    """The contract's word for a provider's finish reason."""
+    return _FINISH_REASONS.get(native.lower(), "stop") if native else None
+
+
+# Optional members of a delta or message that strict clients refuse as null.
+_NOT_NULL = frozenset("role tool_calls function_call reasoning_details images annotations audio".split())
+
+_choices_decoder = msgspec.json.Decoder(list[dict[str, Raw]])
+_fields_decoder = msgspec.json.Decoder(dict[str, Raw])
+_finish_decoder = msgspec.json.Decoder(str | None)
+_id_decoder = msgspec.json.Decoder(str | int | None)
+
+
+def normalised_choices(raw: Raw) -> list[dict[str, object]]:
+    """Choices by the contract: `index` and `finish_reason` present, the latter of its vocabulary, the provider's own word
+    in `native_finish_reason`, and no null in a delta or message where strict clients refuse one. Raises DecodeError.
+    """
+    return [_normalised(choice, index) for index, choice in enumerate(_choices_decoder.decode(raw))]
+
+
+def _normalised(choice: dict[str, Raw], index: int) -> dict[str, object]:
+    out: dict[str, object] = {"index": index, **choice}
+    for name in ("delta", "message"):
+        if len(choice.get(name, b"")) > 4:  # longer than null
+            said = _fields_decoder.decode(choice[name])
+            out[name] = {key: raw for key, raw in said.items() if key not in _NOT_NULL or bytes(raw) != b"null"}
+    raw = choice.get("finish_reason")
+    native = _finish_decoder.decode(raw) if raw is not None else None
+    out["finish_reason"] = normal_finish(native)
+    if "native_finish_reason" not in choice:
+        out["native_finish_reason"] = native or None
+    return out
+
+
+def is_filled_object(raw: Raw) -> bool:
+    """Whether a member such as `usage` says something."""
+    return len(raw) > 4 and bytes(raw).startswith(b"{")
+
+
+def id_of(raw: Raw) -> str:
+    """The provider's id; "" when it has none worth the name."""
+    try:
+        return str(_id_decoder.decode(raw) or "")
+    except msgspec.DecodeError:
+        return ""
+
+
+# The decoder refuses half a surrogate pair, which is what an emoji that a provider cut in two leaves in either event.
+
+_SURROGATE = re.compile(rb"\\u([dD][89a-fA-F][0-9a-fA-F]{2})")
+_VEILED = re.compile(rb"\\u0000([dD][89a-fA-F][0-9a-fA-F]{2})")
+
+
+def veil(data: bytes) -> bytes | None:
+    """JSON with its escaped surrogates as ordinary text; None: it has none, or they could not be told apart afterwards."""
+    veiled = _SURROGATE.sub(rb"\\u0000\1", data)
+    return None if veiled == data or b"\\u0000" in data else veiled
+
+
+def unveil(data: bytes) -> bytes:
+    """The surrogates brought back."""
+    return _VEILED.sub(rb"\\u\1", data)

@@ -1,0 +1,151 @@
+"""What streams are by the book: a parser of server-sent events after the WHATWG grammar, and what the gateway may change.
+
+Written for clarity, from the specifications alone, to be compared with the code that has to be fast.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from gateway.wire.sse import EventCutter, Splicer
+
+GENERATION = "gen-1764031697-aB3dE5fG7hJ9kL1mN2pQ"
+MODEL = "acme/sage-1"
+PROVIDER = "North"
+
+
+class Event(NamedTuple):
+    """One dispatched event. `id` is what this event itself set."""
+
+    type: str
+    id: str | None
+    data: str
+
+
+def parsed(stream: bytes) -> list[Event]:
+    """The events of a whole stream (WHATWG, "interpreting an event stream"); an event without its empty line is discarded."""
+    text = stream.decode("utf-8", "replace").removeprefix("\ufeff")
+    events: list[Event] = []
+    kind, own_id, data = "", None, ""
+    for line in re.split("\r\n|\n|\r", text)[:-1]:
+        if not line:
+            if data:
+                events.append(Event(kind or "message", own_id, data.removesuffix("\n")))
+            kind, own_id, data = "", None, ""
+        elif not line.startswith(":"):
+            field, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if field == "event":
+                kind = value
+            elif field == "data":
+                data += value + "\n"
+            elif field == "id" and "\0" not in value:
+                own_id = value
+    return events
+
+
+class Outcome(NamedTuple):
+    """What a stream comes to: the events for the caller with their data decoded, and the account of them."""
+
+    events: list[tuple[str, str | None, Any]]
+    content_events: int
+    finish_reason: str | None
+    usage: Any
+    error: Any
+    done: bool
+    dropped: int
+
+
+def by_the_book(stream: bytes) -> Outcome:
+    """What must become of a provider's stream."""
+    events: list[tuple[str, str | None, Any]] = []
+    content_events = dropped = 0
+    finish_reason, usage, error, done = None, None, None, False
+    for event in parsed(stream):
+        if event.data.strip() == "[DONE]":
+            done = True
+            break
+        try:
+            chunk = json.loads(event.data, parse_constant=_refused)
+            if "\ufffd" in event.data or not isinstance(chunk, dict):  # bytes that were not UTF-8
+                raise ValueError
+        except ValueError:
+            dropped += 1
+            continue
+        if chunk.get("error"):
+            error = chunk["error"]
+            break
+        choices = chunk.get("choices") or []
+        content_events += any(_adds(choice) for choice in choices)
+        finish_reason = next((choice["finish_reason"] for choice in choices if choice.get("finish_reason")), finish_reason)
+        usage = chunk.get("usage") or usage
+        events.append((event.type, event.id, rewritten(chunk)))
+    return Outcome(events, content_events, finish_reason, usage, error, done, dropped)
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def _adds(choice: dict[str, Any]) -> bool:
+    delta = choice.get("delta") or {}
+    names = "content reasoning reasoning_content reasoning_details refusal tool_calls function_call images audio".split()
+    return bool(choice.get("text") or any(delta.get(name) for name in names))
+
+
+NOT_NULL_IN_DELTA = frozenset("role tool_calls function_call reasoning_details images annotations audio".split())
+FINISH_REASONS = {"end_turn": "stop", "eos": "stop", "max_tokens": "length", "tool_use": "tool_calls", "safety": "content_filter"}
+FINISH_REASONS |= {name: name for name in ("stop", "length", "tool_calls", "content_filter", "error")}
+
+
+def rewritten(chunk: dict[str, Any]) -> dict[str, Any]:
+    """The documented changes, and no others."""
+    out = {**chunk, "id": GENERATION, "model": MODEL, "provider": PROVIDER}
+    for name in ("usage", "error", "system_fingerprint"):
+        if name in out and not out[name] and (name != "system_fingerprint" or out[name] is None):
+            del out[name]
+    if any(_is_changed(choice) for choice in chunk.get("choices") or ()):
+        out["choices"] = [_choice(choice, index) for index, choice in enumerate(chunk["choices"])]
+    return out
+
+
+def _is_changed(choice: dict[str, Any]) -> bool:
+    delta = choice.get("delta") or {}
+    nulls = any(delta.get(name, 0) is None for name in ("role", "tool_calls", "reasoning_details"))
+    return nulls or "index" not in choice or choice.get("finish_reason", "") is not None
+
+
+def _choice(choice: dict[str, Any], index: int) -> dict[str, Any]:
+    out = {"index": index, **choice}
+    native = choice.get("finish_reason") or None
+    out["finish_reason"] = FINISH_REASONS.get(native.lower(), "stop") if native else None
+    out.setdefault("native_finish_reason", native)
+    if choice.get("delta"):
+        out["delta"] = {name: value for name, value in choice["delta"].items() if value is not None or name not in NOT_NULL_IN_DELTA}
+    return out
+
+
+def spliced(pieces: Iterable[bytes], *, model: str = MODEL, provider: str = PROVIDER) -> tuple[bytes, Splicer]:
+    """The bytes for the caller, and the splicer with its account."""
+    cutter = EventCutter(1 << 20)
+    splicer = Splicer(GENERATION, model, provider)
+    return b"".join([splicer.splice(block) for piece in pieces if (block := cutter.feed(piece))]), splicer
+
+
+def outcome(sent: bytes, splicer: Splicer) -> Outcome:
+    return Outcome(
+        [(event.type, event.id, json.loads(event.data)) for event in parsed(sent)],
+        splicer.content_events,
+        splicer.finish_reason,
+        None if splicer.usage is None else json.loads(splicer.usage),
+        None if splicer.error is None else json.loads(splicer.error),
+        splicer.done,
+        splicer.dropped,
+    )
+
+
+def byte_by_byte(data: bytes) -> Iterator[bytes]:
+    return (data[i : i + 1] for i in range(len(data)))
