@@ -22,7 +22,7 @@ from gateway.log import Log, exception_fields
 QUEUE_MAX = 20_000  # messages over all edges; beyond it a Want is answered "unavailable" and other senders must join anew
 BATCH_MAX = 500  # messages per transaction
 RECALL_S = 0.25  # how long a Want waits for what other edges have unused
-AHEAD = 16  # requests like the one that waits, granted along with it where there is plenty
+AHEAD = 128  # requests like the one that waits, granted along with it where there is plenty: no demand was measured yet
 RETRY_S_MIN = 0.05
 RETRY_S_MAX = 0.5
 

@@ -31,7 +31,7 @@ class GenerationIds:
         return f"gen-{now_s}-{self._noise[at : at + _ID_CHARS]}"
 
 
-class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One call to one endpoint, as the generation remembers it."""
 
     endpoint_id: str
@@ -41,7 +41,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     latency_ms: int | None = None  # to the first content, or to the failure
 
 
-class Generation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Generation(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The durable record of one exchange that reached a provider: what the journal carries and the store keeps.
 
     Money is in nanos. `settles` names the leased resources that `charged_nanos` was spent from.

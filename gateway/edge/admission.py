@@ -23,8 +23,10 @@ from gateway.wire.envelope import Envelope
 
 STRICT_UNDER_HOLDS = 10  # below this many holds the prompt is held at a token per byte, which no tokenizer exceeds
 MESSAGE_TOKENS = 16  # what a chat template may add around each message
+WAIT_S = 5.0  # how long control may take over a lease
 REFUSAL_S = 1.0  # how long a refusal stands without asking again, unless control says that there is more
-DEMAND_S = 10.0
+DEMAND_S = 10
+AHEAD_HOLDS = 256  # asked for ahead where the demand is not known yet: callers do not notice a control that is being replaced
 IDLE_S = 60.0  # a lease unused for so long goes back
 
 Then = Callable[[Hold | None, GatewayError | None], None]
@@ -63,12 +65,25 @@ def completion_max(envelope: Envelope, model: Model, endpoint: Endpoint) -> int:
 
 
 class _Waiter:
-    __slots__ = ("key", "quote", "then")
+    __slots__ = ("key", "quote", "since", "then")
 
-    def __init__(self, key: KeyRecord, quote: Quote, then: Then) -> None:
+    def __init__(self, key: KeyRecord, quote: Quote, then: Then, since: float) -> None:
         self.key = key
         self.quote = quote
         self.then = then
+        self.since = since
+
+
+class _Refused(msgspec.Struct, frozen=True):
+    """Control's no: to `asked` nanos and more, and to all that is over what is left."""
+
+    until: float
+    asked: int
+    free_nanos: int
+
+    def covers(self, nanos: int) -> bool:
+        # Nothing at all, asked for what is free, may be granted where any amount was refused: balance 0 is not negative.
+        return nanos >= self.asked or nanos > self.free_nanos
 
 
 class Admission:
@@ -80,14 +95,16 @@ class Admission:
         self._now = now
         self._joined = False
         self._waiting: dict[str, deque[_Waiter]] = {}
-        self._asked: set[str] = set()
-        self._refused: dict[str, tuple[float, int]] = {}  # resource -> (until, free nanos)
+        self._asked: dict[str, int] = {}  # resource -> at least
+        self._refused: dict[str, _Refused] = {}
+        self._sated: dict[str, float] = {}  # resource -> until when there is no more to have
         self._spent: dict[str, int] = {}  # held since the last sweep, by resource: the demand
-        self._demand: dict[str, int] = {}
+        self._demand: dict[str, int] = {}  # a second
+        self._renew_under: dict[str, int] = {}  # half of what a lease should last for
 
     def reserve(self, key: KeyRecord, quote: Quote, then: Then) -> None:
         """Calls `then(hold, None)` or `then(None, error)`: at once unless a lease ran dry."""
-        self._try(_Waiter(key, quote, then))
+        self._try(_Waiter(key, quote, then, self._now()))
 
     # Told by the link.
 
@@ -108,16 +125,18 @@ class Admission:
 
     def on_grant(self, grant: Grant) -> None:
         resource = grant.resource
-        self._asked.discard(resource)
+        asked = self._asked.pop(resource, 0)
         if grant.unavailable:
             for waiter in self._waiting.pop(resource, ()):
                 waiter.then(None, _unavailable())
             return
         if grant.refused:
-            self._refused[resource] = (self._now() + REFUSAL_S, grant.free_nanos)
+            self._refused[resource] = _Refused(self._now() + REFUSAL_S, asked, grant.free_nanos)
         else:
             self._refused.pop(resource, None)
             self._book.granted(resource, grant.nanos, self._now())
+            if not grant.nanos:
+                self._sated[resource] = self._now() + REFUSAL_S
         self._wake(resource)
 
     def on_recall(self, resource: str) -> None:
@@ -125,57 +144,72 @@ class Admission:
 
     def on_funded(self, resource: str) -> None:
         self._refused.pop(resource, None)
+        self._sated.pop(resource, None)
 
     def sweep(self) -> None:
-        """Once a second: measure demand, and return what lies idle."""
+        """Once a second: measure demand, let nobody wait for a silent control, and return what lies idle."""
+        self._give_up_waiting(self._now() - WAIT_S)
         for resource in self._demand.keys() | self._spent.keys():
-            now = self._spent.get(resource, 0)
-            self._demand[resource] = (self._demand.get(resource, 0) * 4 + now) // 5
+            held = self._spent.get(resource, 0)
+            # Rises at once, falls slowly: a lease too large comes back when it is recalled, one too small makes callers wait.
+            self._demand[resource] = max(held, (self._demand.get(resource, 0) * 4 + held) // 5)
         self._demand = {resource: demand for resource, demand in self._demand.items() if demand}
+        self._renew_under = {resource: demand * DEMAND_S // 2 for resource, demand in self._demand.items()}
         self._spent.clear()
-        self._refused = {resource: refusal for resource, refusal in self._refused.items() if refusal[0] > self._now()}
+        self._sated = {resource: until for resource, until in self._sated.items() if until > self._now()}
+        self._refused = {resource: refusal for resource, refusal in self._refused.items() if refusal.until > self._now()}
         if self._joined:
             for resource in self._book.idle(self._now() - IDLE_S):
                 unused = self._book.give_back(resource)
                 if unused:
                     self._send(Back(resource=resource, nanos=unused))
 
+    def _give_up_waiting(self, before: float) -> None:
+        for resource, waiters in list(self._waiting.items()):
+            late = [waiter for waiter in waiters if waiter.since <= before]
+            if late:
+                self._waiting[resource] = deque(waiter for waiter in waiters if waiter.since > before)
+                for waiter in late:
+                    waiter.then(None, _unavailable())
+
     # The step itself.
 
     def _try(self, waiter: _Waiter) -> None:
         key, quote, book = waiter.key, waiter.quote, self._book
         names: tuple[str, ...] = (resources.balance(key.account_id),)
+        available = book.available(names[0])
         if key.limit_nanos is not None:
             names = (*names, resources.key_limit(key.digest, key.limit_reset, time.time()))
-        ample = all(book.available(name) >= STRICT_UNDER_HOLDS * quote.strict_nanos for name in names)
-        nanos = quote.likely_nanos if ample else quote.strict_nanos
+            available = min(available, book.available(names[1]))
+        nanos = quote.likely_nanos if available >= STRICT_UNDER_HOLDS * quote.strict_nanos else quote.strict_nanos
         try:
             hold = book.hold(names, nanos, self._now())
         except LeaseShort as short:
             self._short(waiter, short)
             return
+        low = available - nanos < max(STRICT_UNDER_HOLDS * nanos, self._renew_under.get(names[0], 0))
         for name in names:
             self._spent[name] = self._spent.get(name, 0) + nanos
-            if book.available(name) < STRICT_UNDER_HOLDS * nanos and name not in self._asked and name not in self._refused:
-                self._ask(name, 0)
+            if low and name not in self._asked and name not in self._refused and name not in self._sated:
+                self._ask(name, 0, nanos)
         waiter.then(hold, None)
 
     def _short(self, waiter: _Waiter, short: LeaseShort) -> None:
         refusal = self._refused.get(short.resource)
-        if refusal is not None and refusal[0] > self._now() and refusal[1] < short.missing_nanos + (short.missing_nanos == 0):
-            waiter.then(None, self._refusal(waiter, short, refusal[1]))
+        if refusal is not None and refusal.until > self._now() and refusal.covers(short.missing_nanos):
+            waiter.then(None, self._refusal(waiter, short, refusal.free_nanos))
         elif not self._joined:
             waiter.then(None, _unavailable())
         else:
             self._waiting.setdefault(short.resource, deque()).append(waiter)
             if short.resource not in self._asked:
-                self._ask(short.resource, short.missing_nanos)
+                self._ask(short.resource, short.missing_nanos, waiter.quote.strict_nanos)
 
-    def _ask(self, resource: str, at_least: int) -> None:
-        self._asked.add(resource)
+    def _ask(self, resource: str, at_least: int, hold_nanos: int) -> None:
+        self._asked[resource] = at_least
         waiting = sum(waiter.quote.strict_nanos for waiter in self._waiting.get(resource, ()))
-        demand = int(self._demand.get(resource, 0) * DEMAND_S) + waiting
-        self._send(Want(resource=resource, at_least=at_least, demand=demand))
+        ahead = max(self._demand.get(resource, 0) * DEMAND_S, AHEAD_HOLDS * hold_nanos)
+        self._send(Want(resource=resource, at_least=at_least, demand=ahead + waiting))
 
     def _wake(self, resource: str) -> None:
         for waiter in self._waiting.pop(resource, ()):

@@ -27,37 +27,32 @@ ERROR_BODY_BYTES_MAX = 65536
 class Attempt:
     """What streams and whole answers have in common. `phase_at` is the time at which the current phase is cut; 0: never."""
 
-    __slots__ = (
-        "_call", "_collected", "_collected_bytes", "_error_status", "_exchange", "_retry_after", "endpoint", "ended", "finish_reason",
-        "first_content_at", "model", "native_finish_reason", "outcome", "phase_at", "provider_status", "started_at", "upstream",
-        "upstream_id", "usage",
-    )  # fmt: skip
+    # What an attempt begins with; instances hold what has changed.
+    streams = False
+    ended = False
+    outcome = ""  # the metric label: "ok" or an error's code
+    phase_at = 0.0
+    first_content_at = 0.0
+    provider_status: int | None = None
+    usage: bytes | None = None  # the provider's usage object
+    upstream_id = ""
+    finish_reason: str | None = None  # of the contract's vocabulary
+    native_finish_reason: str | None = None
+    _call: Call | None = None
+    _collected_bytes = 0
+    _error_status = 0  # not 0: the body is an error's
+    _retry_after: str | None = None
 
     def __init__(self, exchange: InferenceExchange, model: Model, endpoint: Endpoint, upstream: Upstream) -> None:
         self._exchange = exchange
-        self._call: Call | None = None
-        self._collected: list[bytes] = []
-        self._collected_bytes = 0
-        self._error_status = 0  # not 0: the body is an error's
-        self._retry_after: str | None = None
         self.model = model
         self.endpoint = endpoint
         self.upstream = upstream
-        self.outcome = ""  # the metric label: "ok" or an error's code
-        self.provider_status: int | None = None
-        self.phase_at = 0.0
         self.started_at = exchange.parts.loop.time()
-        self.first_content_at = 0.0
-        self.ended = False
-        self.usage: bytes | None = None  # the provider's usage object
-        self.upstream_id = ""
-        self.finish_reason: str | None = None  # of the contract's vocabulary
-        self.native_finish_reason: str | None = None
+        self._collected: list[bytes] = []
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.endpoint.id} {self.outcome or 'running'}>"
-
-    streams = False
 
     @property
     def committed(self) -> bool:
@@ -187,11 +182,7 @@ class Attempt:
 class AnswerAttempt(Attempt):
     """A whole JSON answer: collected up to a limit, read, rewritten, answered at once."""
 
-    __slots__ = ("_answer",)
-
-    def __init__(self, exchange: InferenceExchange, model: Model, endpoint: Endpoint, upstream: Upstream) -> None:
-        super().__init__(exchange, model, endpoint, upstream)
-        self._answer: Answer | None = None
+    _answer: Answer | None = None
 
     def made_tokens(self) -> int:
         return -(-self._answer.content_bytes // BYTES_PER_TOKEN) if self._answer is not None else 0

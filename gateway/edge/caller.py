@@ -169,10 +169,10 @@ class CallerConnection(asyncio.Protocol):
             return
         if rest is None:
             rest = self._body_from_ahead()
-        self._await_until(self._settings.request_body_s, self._too_slow)
         if rest:
             self._on_body_bytes(rest)
         if self._reading_body and self._exchange is exchange:
+            self._await_until(self._settings.request_body_s, self._too_slow)
             exchange.on_body_awaited()
             if "Expect" in head.headers and self._exchange is exchange and not head.http10 and not rest:
                 self._write(CONTINUE)

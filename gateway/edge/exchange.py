@@ -43,51 +43,35 @@ ATTEMPTS_MAX = 8
 class InferenceExchange:
     """A chat or completion request and all its attempts."""
 
-    __slots__ = (
-        "_asked", "_attempt", "_body", "_caller", "_choices", "_deadline", "_head", "_hold", "_key", "_last_error", "_parts",
-        "_streaming_begun", "attempts", "created_s", "envelope", "finished", "generation_id", "keepalive_at", "kind", "overhead_s",
-        "started_at", "streaming", "total_at",
-    )  # fmt: skip
+    # What an exchange begins with; instances hold what has changed.
+    streaming = False
+    finished = False
+    generation_id = ""
+    created_s = 0
+    overhead_s = 0.0
+    key: KeyRecord | None = None
+    envelope: Envelope | None = None
+    _asked = False  # for the key
+    _streaming_begun = False
+    _hold: Hold | None = None
+    _body: bytes | None = None
+    _attempt: Attempt | None = None
+    _last_error: GatewayError | None = None
 
     def __init__(self, parts: Parts, caller: CallerConnection, head: RequestHead, kind: Kind) -> None:
-        self._parts = parts
-        self._caller: CallerConnection | None = caller
-        self._head = head
-        self._asked = False  # for the key
-        self._key: KeyRecord | None = None
-        self._hold: Hold | None = None
-        self._body: bytes | None = None
-        self._choices: list[Choice] = []
-        self._attempt: Attempt | None = None
-        self._last_error: GatewayError | None = None
-        self._streaming_begun = False
-        self._deadline = Deadline(parts.loop, self._expired)
+        self.parts = parts
+        self.head = head
         self.kind: Kind = kind
-        self.envelope: Envelope | None = None
-        self.streaming = False
-        self.finished = False
-        self.generation_id = ""
-        self.created_s = 0
-        self.started_at = parts.loop.time()
-        self.total_at = self.started_at + parts.timeouts.total_s
-        self.keepalive_at = self.started_at + parts.timeouts.keepalive_s
+        self.started_at = now = parts.loop.time()
+        self.total_at = now + parts.timeouts.total_s
+        self.keepalive_at = now + parts.timeouts.keepalive_s
         self.attempts: list[Attempt] = []
-        self.overhead_s = 0.0
+        self._caller: CallerConnection | None = caller
+        self._choices: list[Choice] = []
+        self._deadline = Deadline(parts.loop, self._expired)
 
     def __repr__(self) -> str:
-        return f"<InferenceExchange {self.generation_id or self._head.path} attempts {len(self.attempts)}>"
-
-    @property
-    def key(self) -> KeyRecord | None:
-        return self._key
-
-    @property
-    def parts(self) -> Parts:
-        return self._parts
-
-    def header(self, name: str) -> str:
-        """What the caller says of itself; "" when it does not."""
-        return self._head.headers.get(name, "")
+        return f"<InferenceExchange {self.generation_id or self.head.path} attempts {len(self.attempts)}>"
 
     # 1. The head is here: who is it?
 
@@ -96,8 +80,8 @@ class InferenceExchange:
 
     def on_body(self, body: bytes) -> None:
         self._body = body
-        if self._key is not None:
-            self._begin(self._key, body)
+        if self.key is not None:
+            self._begin(self.key, body)
         else:
             self._authenticate()
 
@@ -109,11 +93,11 @@ class InferenceExchange:
             return
         self._asked = True
         try:
-            secret = presented_secret(self._head.headers.get("Authorization"), self._head.headers.get("x-api-key"))
+            secret = presented_secret(self.head.headers.get("Authorization"), self.head.headers.get("x-api-key"))
         except Unauthenticated as error:
             self._refuse(error)
             return
-        self._parts.keys.find(digest(secret), self._on_key)
+        self.parts.keys.find(digest(secret), self._on_key)
 
     def _on_key(self, key: KeyRecord | None, unavailable: bool) -> None:
         if self.finished:
@@ -123,13 +107,13 @@ class InferenceExchange:
         elif key is None:
             self._refuse(Unauthenticated("User not found."))
         elif key.disabled or (key.expires_at_s is not None and key.expires_at_s <= time.time()):
-            self._key = key
+            self.key = key
             self._refuse(Unauthenticated("This key is disabled or has expired"))
         elif key.management:
-            self._key = key
+            self.key = key
             self._refuse(Forbidden("Management keys cannot be used for inference; create an API key"))
         else:
-            self._key = key
+            self.key = key
             if self._body is not None:
                 self._begin(key, self._body)
 
@@ -139,7 +123,7 @@ class InferenceExchange:
         clock = time.perf_counter()
         self._body = None
         try:
-            self._parts.settlement.require_room()
+            self.parts.settlement.require_room()
             envelope = self.envelope = parse(body, self.kind)
             self._choices = self._rank(envelope)
         except GatewayError as error:
@@ -147,19 +131,20 @@ class InferenceExchange:
             return
         self.streaming = envelope.stream
         self.created_s = int(time.time())
-        self.generation_id = self._parts.ids.new(self.created_s)
+        self.generation_id = self.parts.ids.new(self.created_s)
+        self.parts.admission.reserve(key, quote(envelope, self._choices), self._on_reserved)
         self.overhead_s += time.perf_counter() - clock
-        self.rearm()
-        self._parts.admission.reserve(key, quote(envelope, self._choices), self._on_reserved)
+        if not self.finished and self._attempt is None:  # a lease is awaited
+            self.rearm()
 
     def _rank(self, envelope: Envelope) -> list[Choice]:
-        catalog = self._parts.snapshots.catalog
+        catalog = self.parts.snapshots.catalog
         choices: list[Choice] = []
         for name in (envelope.model, *envelope.models):
             model = catalog.find(name)
             if model is None:
                 raise UnknownModel("the model is not a valid model ID; see /api/v1/models")
-            choices += self._parts.snapshots.in_order(model)
+            choices += self.parts.snapshots.in_order(model)
         if not choices:
             raise NoEndpointAvailable("no provider of this model is in service", retry_after_s=30.0)
         return choices
@@ -174,10 +159,8 @@ class InferenceExchange:
             assert error is not None
             self._fail(error)
         else:
-            clock = time.perf_counter()
             self._hold = hold
             self._next_attempt()
-            self.overhead_s += time.perf_counter() - clock
 
     # 4. Attempts, one after the other, until a first content byte.
 
@@ -186,7 +169,7 @@ class InferenceExchange:
         while self._choices and len(self.attempts) < ATTEMPTS_MAX:
             choice = self._choices.pop(0)
             model, endpoint = choice.model, choice.endpoint
-            upstream = self._parts.providers.of(endpoint)
+            upstream = self.parts.providers.of(endpoint)
             if upstream is None:
                 continue
             attempt = (StreamAttempt if self.envelope.stream else AnswerAttempt)(self, model, endpoint, upstream)
@@ -230,7 +213,7 @@ class InferenceExchange:
             return
         if not self._streaming_begun:
             self._begin_stream(caller)
-        self.keepalive_at = self._parts.loop.time() + self._parts.timeouts.keepalive_s
+        self.keepalive_at = self.parts.loop.time() + self.parts.timeouts.keepalive_s
         caller.stream(data)
 
     def end_stream(self, data: bytes, render: Callable[[bytes], bytes]) -> None:
@@ -256,17 +239,18 @@ class InferenceExchange:
 
     def rearm(self) -> None:
         """A phase began whose deadline may be sooner than the one set."""
-        now_or = [self.total_at]
+        at = self.total_at
         if self.streaming:
-            now_or.append(self.keepalive_at)
-        if self._attempt is not None and self._attempt.phase_at:
-            now_or.append(self._attempt.phase_at)
-        self._deadline.set(min(now_or))
+            at = min(at, self.keepalive_at)
+        attempt = self._attempt
+        if attempt is not None and attempt.phase_at:
+            at = min(at, attempt.phase_at)
+        self._deadline.set(at)
 
     def _expired(self) -> None:
         if self.finished:
             return
-        now = self._parts.loop.time() + 0.001
+        now = self.parts.loop.time() + 0.001
         if now >= self.total_at:
             self._fail(DeadlineExceeded("The request took too long and was given up"))
             return
@@ -320,7 +304,7 @@ class InferenceExchange:
             self._finish(error.http_status, error, then=lambda: caller.end_stream(event))
 
     def _bill(self, error: GatewayError | None) -> Bill:
-        return self._parts.settlement.bill(self, self._attempt, error)
+        return self.parts.settlement.bill(self, self._attempt, error)
 
     def _finish(self, status: int, error: GatewayError | None, bill: Bill | None = None, then: Callable[[], None] = lambda: None) -> None:
         """Stop the provider where it still works, settle, tell, and only then let the last byte go: `then`."""
@@ -330,7 +314,7 @@ class InferenceExchange:
         attempt, hold = self._attempt, self._hold
         if attempt is not None and (error is not None or not attempt.ended):
             attempt.leave(error)
-        self._parts.report.finished(self, status, error)
+        self.parts.report.finished(self, status, error)
         if hold is None:
             then()
         elif not self.attempts:
@@ -338,7 +322,7 @@ class InferenceExchange:
             then()
         else:
             bill = bill or self._bill(error)
-            self._parts.settlement.settle(self, hold, attempt, bill, status=status, error=error, then=then)
+            self.parts.settlement.settle(self, hold, attempt, bill, status=status, error=error, then=then)
         # Attempts know their exchange: without this cut every exchange would wait for the cycle collector.
         self._attempt = self._hold = None
         self.attempts.clear()

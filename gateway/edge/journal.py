@@ -132,10 +132,11 @@ class Journal:
             os.close(fd)
 
     def _open_next(self) -> None:
-        fd = os.open(
-            self._folder / f"{self._stem}.{self._number + 1}", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-        )
+        path = self._folder / f"{self._stem}.{self._number + 1}"
+        unnamed = self._folder / f".{path.name}"
+        fd = os.open(unnamed, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unnamed.rename(path)  # control must never see it without the lock: it would take us for dead
         old, self._fd = self._fd, fd
         self._number += 1
         self._sizes[self._number] = 0
@@ -154,7 +155,11 @@ class Journal:
             self._dirty = False
             waiting, self._unsynced = self._unsynced, []
             try:
-                await asyncio.to_thread(os.fdatasync, self._fd)
+                fd = os.dup(self._fd)  # its own: a new file may take the old one's place while the disk is busy
+                try:
+                    await asyncio.to_thread(os.fdatasync, fd)
+                finally:
+                    os.close(fd)
             except OSError as error:
                 self._fail(error)
             for then in waiting:

@@ -17,7 +17,8 @@ from gateway.edge.attempts import Attempt
 from gateway.edge.providers import Upstream
 from gateway.wire import refusal
 from gateway.wire.completion import normal_finish
-from gateway.wire.sse import EventCutter, LineTooLong, Splicer
+from gateway.wire.cutter import EventCutter, LineTooLong
+from gateway.wire.sse import Splicer
 
 if TYPE_CHECKING:
     from gateway.edge.exchange import InferenceExchange
@@ -29,16 +30,14 @@ REASONING_S_MIN = 120.0  # a model that reasons is never cut under this
 class StreamAttempt(Attempt):
     """Events as they come, cut at event borders. What precedes the first content waits for it."""
 
-    __slots__ = ("_cutter", "_held", "_held_bytes", "_splicer")
-
     streams = True
+    _held_bytes = 0
 
     def __init__(self, exchange: InferenceExchange, model: Model, endpoint: Endpoint, upstream: Upstream) -> None:
         super().__init__(exchange, model, endpoint, upstream)
         self._cutter = EventCutter(exchange.parts.upstream.sse_line_bytes_max)
         self._splicer = Splicer(exchange.generation_id, model.id, upstream.provider.name)
         self._held: list[bytes] = []
-        self._held_bytes = 0
 
     def made_tokens(self) -> int:
         return self._splicer.content_events

@@ -27,6 +27,24 @@ _tokens_decoder = msgspec.json.Decoder(_Tokens)
 TOKENS_MAX = 2**31  # a count above this is not one
 
 
+class ExchangeLine(msgspec.Struct, gc=False, omit_defaults=True):
+    """The log line of an exchange, beside time, level, event and process."""
+
+    generation: str | None
+    route: str
+    status: int
+    attempts: list[tuple[str, str, int | None]]  # endpoint, outcome, the provider's status
+    duration_ms: int
+    overhead_us: int
+    key: str | None = None  # masked
+    account: str | None = None
+    stream: bool | None = None
+    endpoint: str | None = None
+    ttft_ms: int | None = None
+    error: str | None = None
+    fault: str | None = None
+
+
 class _EndpointFigures:
     """The metric children of one endpoint, looked up once."""
 
@@ -65,7 +83,7 @@ class ExchangeReport:
             self._attempt(attempt, now)
         if exchange.attempts:
             self._overhead.observe(exchange.overhead_s)
-        self._log.write("info", "exchange", _fields(exchange, status, error, now))
+        self._log.struct("exchange", _line(exchange, status, error, now))
 
     def refused(self, route: str, error: GatewayError) -> None:
         """A request that never became an exchange."""
@@ -111,24 +129,25 @@ def _tokens(usage: bytes | None) -> _Tokens:
     return tokens
 
 
-def _fields(exchange: InferenceExchange, status: int, error: GatewayError | None, now: float) -> dict[str, object]:
-    envelope = exchange.envelope
-    last = exchange.attempts[-1] if exchange.attempts else None
-    fields: dict[str, object] = {
-        "generation": exchange.generation_id or None,
-        "route": ROUTES[exchange.kind],
-        "status": status,
-        "key": exchange.key.label if exchange.key is not None else None,
-        "account": exchange.key.account_id if exchange.key is not None else None,
-        "stream": envelope.stream if envelope is not None else None,
-        "endpoint": last.endpoint.id if last is not None else None,
-        "attempts": [(attempt.endpoint.id, attempt.outcome, attempt.provider_status) for attempt in exchange.attempts],
-        "duration_ms": int((now - exchange.started_at) * 1000),
-        "overhead_us": int(exchange.overhead_s * 1e6),
-    }
-    if last is not None and last.first_content_at:
-        fields["ttft_ms"] = int((last.first_content_at - last.started_at) * 1000)
+def _line(exchange: InferenceExchange, status: int, error: GatewayError | None, now: float) -> ExchangeLine:
+    envelope, key = exchange.envelope, exchange.key
+    line = ExchangeLine(
+        exchange.generation_id or None,
+        ROUTES[exchange.kind],
+        status,
+        [(attempt.endpoint.id, attempt.outcome, attempt.provider_status) for attempt in exchange.attempts],
+        int((now - exchange.started_at) * 1000),
+        int(exchange.overhead_s * 1e6),
+    )
+    if key is not None:
+        line.key, line.account = key.label, key.account_id
+    if envelope is not None:
+        line.stream = envelope.stream
+    if exchange.attempts:
+        last = exchange.attempts[-1]
+        line.endpoint = last.endpoint.id
+        if last.first_content_at:
+            line.ttft_ms = int((last.first_content_at - last.started_at) * 1000)
     if error is not None:
-        fields["error"] = error.code
-        fields["fault"] = error.fault
-    return fields
+        line.error, line.fault = error.code, error.fault
+    return line

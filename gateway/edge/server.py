@@ -119,8 +119,9 @@ class EdgeServer:
         self._log.warning("drain_over", connections=len(self._callers))
         for caller in list(self._callers):
             if caller.exchange is not None:
-                caller.exchange.on_drain_end()
-            caller.close()
+                caller.exchange.on_drain_end()  # its last event leaves, and closes the connection, once it is journalled
+            else:
+                caller.close()
         if not await self._all_closed_within(1.0):
             for caller in list(self._callers):
                 caller.abort()

@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.domain.errors import CallerGone, GatewayError, StreamBroken
 from gateway.domain.generation import AttemptRecord, Generation
+from gateway.domain.keys import PREFIX
 from gateway.domain.money import NANOS_PER_USD
 from gateway.domain.usage import Usage
 from gateway.edge.admission import completion_max
@@ -79,7 +80,7 @@ class Settlement:
         """What this end costs, by the attempt that served; failed attempts cost nothing."""
         if attempt is None or not attempt.committed:
             return Bill(None, FREE, FREE)
-        usage = self._usage(exchange, attempt)
+        usage = self._usage(exchange, attempt, was_cut=error is not None)
         full = cost(attempt.endpoint.price, usage, _moment(exchange.created_s))
         if error is not None and not isinstance(error, CallerGone):
             free = not (self._charge_broken_streams and isinstance(error, StreamBroken))
@@ -103,7 +104,7 @@ class Settlement:
         hold.settle(bill.cost.total_nanos)
         self._journal.append(_record(exchange, hold, attempt, bill, status, error), then)
 
-    def _usage(self, exchange: InferenceExchange, attempt: Attempt) -> Usage:
+    def _usage(self, exchange: InferenceExchange, attempt: Attempt, *, was_cut: bool) -> Usage:
         envelope = exchange.envelope
         assert envelope is not None
         limits = wire_usage.Limits(
@@ -113,7 +114,9 @@ class Settlement:
         )
         told = wire_usage.read(attempt.usage, limits, images=envelope.images)
         if told is not None:
-            return told
+            # Of an answer that was cut the last count may be an early one: what has come since was made all the same.
+            made = min(attempt.made_tokens(), limits.completion_tokens) if was_cut else 0
+            return told if made <= told.completion_tokens else msgspec.structs.replace(told, completion_tokens=made, estimated=True)
         return wire_usage.estimate(
             prompt_text_bytes=envelope.prompt_text_bytes, completion_tokens=attempt.made_tokens(), images=envelope.images, limits=limits
         )
@@ -124,42 +127,44 @@ def _record(
 ) -> Generation:
     key, envelope = exchange.key, exchange.envelope
     assert key is not None and envelope is not None
-    now = exchange.parts.loop.time()
-    header = exchange.header
-    latency = generation = None
-    if attempt is not None and attempt.first_content_at:
-        latency = int((attempt.first_content_at - attempt.started_at) * 1000)
-        generation = int((now - attempt.started_at) * 1000)
-    return Generation(
+    header = exchange.head.headers.get
+    record = Generation(
         id=exchange.generation_id,
         account_id=key.account_id,
         key_digest=key.digest,
         created_at_ms=int(time.time() * 1000),
-        model=attempt.model.id if attempt is not None else envelope.model,
-        endpoint_id=attempt.endpoint.id if attempt is not None else "",
-        provider=attempt.endpoint.provider if attempt is not None else "",
-        upstream_id=attempt.upstream_id[:TEXT_CHARS_MAX] if attempt is not None else "",
+        model=envelope.model,
         kind=exchange.kind,
         streamed=envelope.stream,
-        cancelled=isinstance(error, CallerGone),
         status=status,
-        error=error.code if error is not None else "",
-        finish_reason="error" if error is not None and not isinstance(error, CallerGone) else attempt.finish_reason if attempt else None,
-        native_finish_reason=attempt.native_finish_reason if attempt is not None else None,
         usage=bill.usage,
         charged_nanos=bill.cost.total_nanos,
         prompt_nanos=bill.cost.prompt_nanos,
         unbilled_nanos=bill.would_cost.total_nanos - bill.cost.total_nanos,
         settles=hold.resources,
-        latency_ms=latency,
-        generation_ms=generation,
-        http_referer=header("HTTP-Referer")[:TEXT_CHARS_MAX] or header("Referer")[:TEXT_CHARS_MAX],
-        title=(header("X-OpenRouter-Title") or header("X-Title"))[:TEXT_CHARS_MAX],
-        user_agent=header("User-Agent")[:TEXT_CHARS_MAX],
-        external_user=envelope.user[:TEXT_CHARS_MAX],
-        session_id=(envelope.session_id or header("x-session-id"))[:TEXT_CHARS_MAX],
+        http_referer=_said(header("HTTP-Referer") or header("Referer")),
+        title=_said(header("X-OpenRouter-Title") or header("X-Title")),
+        user_agent=_said(header("User-Agent")),
+        external_user=_said(envelope.user),
+        session_id=_said(envelope.session_id or header("x-session-id")),
         attempts=tuple([_attempt_record(each) for each in exchange.attempts]),
     )
+    if attempt is not None:
+        record.model = attempt.model.id
+        record.endpoint_id = attempt.endpoint.id
+        record.provider = attempt.endpoint.provider
+        record.upstream_id = attempt.upstream_id[:TEXT_CHARS_MAX]
+        record.finish_reason = attempt.finish_reason
+        record.native_finish_reason = attempt.native_finish_reason
+        if attempt.first_content_at:
+            record.latency_ms = int((attempt.first_content_at - attempt.started_at) * 1000)
+            record.generation_ms = int((exchange.parts.loop.time() - attempt.started_at) * 1000)
+    if error is not None:
+        record.error = error.code
+        record.cancelled = isinstance(error, CallerGone)
+        if not record.cancelled:
+            record.finish_reason = "error"
+    return record
 
 
 def _attempt_record(attempt: Attempt) -> AttemptRecord:
@@ -170,6 +175,15 @@ def _attempt_record(attempt: Attempt) -> AttemptRecord:
         status=attempt.provider_status,
         latency_ms=int((attempt.first_content_at - attempt.started_at) * 1000) if attempt.first_content_at else None,
     )
+
+
+def _said(text: str | None) -> str:
+    """Of what callers say about themselves, what may be kept: bounded, Unicode, and never a key."""
+    if not text or PREFIX in text:
+        return ""
+    if not text.isascii():  # header bytes that are not UTF-8 come surrogate-escaped, which no record can hold
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text[:TEXT_CHARS_MAX]
 
 
 def _moment(unix_s: int) -> Moment:

@@ -115,12 +115,6 @@ class Book:
         lease.granted -= unused
         return unused
 
-    def forget(self, resource: str) -> None:
-        """Drop a lease that has nothing held. What was spent is control's to remember."""
-        lease = self._leases.get(resource)
-        if lease is not None and lease.holds == 0:
-            del self._leases[resource]
-
     def idle(self, before: float) -> list[str]:
         """Resources without holds that were not used since `before`."""
         return [resource for resource, lease in self._leases.items() if lease.holds == 0 and lease.used_at < before]

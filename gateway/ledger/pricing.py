@@ -31,14 +31,13 @@ class Moment(msgspec.Struct, frozen=True):
 
 def cost(price: Price, usage: Usage, moment: Moment) -> Cost:
     """The cost of an answer at its price, overrides and discount applied."""
-    price = at(price, usage.prompt_tokens, moment)
-    plain = usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens
-    prompt = (
-        plain * price.prompt
-        + usage.cached_tokens * (price.prompt if price.input_cache_read is None else price.input_cache_read)
-        + usage.cache_write_tokens * (price.prompt if price.input_cache_write is None else price.input_cache_write)
-        + usage.images * price.image
-    )
+    if price.overrides:
+        price = at(price, usage.prompt_tokens, moment)
+    prompt = usage.prompt_tokens * price.prompt + usage.images * price.image
+    if usage.cached_tokens and price.input_cache_read is not None:
+        prompt += usage.cached_tokens * (price.input_cache_read - price.prompt)
+    if usage.cache_write_tokens and price.input_cache_write is not None:
+        prompt += usage.cache_write_tokens * (price.input_cache_write - price.prompt)
     other = (
         usage.completion_tokens * price.completion
         + usage.reasoning_tokens * price.internal_reasoning
@@ -65,18 +64,18 @@ class Worst(msgspec.Struct, frozen=True):
 
     def affordable_tokens(self, *, prompt_tokens: int, images: int, nanos: int) -> int:
         """How many completion tokens `nanos` pay for, after the prompt; 0 when not even that."""
-        left_nanos = nanos - self.nanos(prompt_tokens, 0, images)
-        million_tokens_nanos = self.completion * (MILLION - self.discount_millionths) // MILLION or 1
-        return max(0, left_nanos * MILLION // million_tokens_nanos)
+        share_millionths = MILLION - self.discount_millionths
+        before = (prompt_tokens * self.prompt + images * self.image + self.fixed) * share_millionths
+        return max(0, (nanos * _MILLION_SQUARED - before) // (self.completion * share_millionths or 1))
 
 
 def worst(price: Price) -> Worst:
-    """Worked out once per endpoint."""
+    """Worked out once per endpoint. Kind by kind, since overrides that hold together may each raise another one."""
     prices = [price, *(_overridden(price, override) for override in price.overrides)]
     return Worst(
         prompt=max(max(each.prompt, each.input_cache_read or 0, each.input_cache_write or 0) for each in prices),
-        completion=max(each.completion + each.internal_reasoning for each in prices),
-        fixed=max(each.request + each.web_search for each in prices),
+        completion=max(each.completion for each in prices) + max(each.internal_reasoning for each in prices),
+        fixed=max(each.request for each in prices) + max(each.web_search for each in prices),
         image=max(each.image for each in prices),
         discount_millionths=price.discount_millionths,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.wire.completion import NO_ERROR, id_of, is_filled_object, normalised_choices, unveil, veil
+from gateway.wire.completion import NO_ERROR, id_of, is_filled_object, normal_finish, normalised_choices, unveil, veil
 
 
 class NotAnAnswer(Exception):
@@ -15,7 +15,7 @@ class NotAnAnswer(Exception):
         self.error = error
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """A provider's answer, in our name."""
 
     body: bytes  # without usage
@@ -30,15 +30,55 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         return self.body[:-1] + b',"usage":' + usage + b"}"
 
 
+class _Message(msgspec.Struct, frozen=True, gc=False):
+    role: str | msgspec.UnsetType | None = msgspec.UNSET
+    content: str | list[msgspec.Raw] | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[msgspec.Raw] | msgspec.UnsetType | None = msgspec.UNSET
+    function_call: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    reasoning_details: list[msgspec.Raw] | msgspec.UnsetType | None = msgspec.UNSET
+    images: list[msgspec.Raw] | msgspec.UnsetType | None = msgspec.UNSET
+    annotations: list[msgspec.Raw] | msgspec.UnsetType | None = msgspec.UNSET
+    audio: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+    def may_hold_null(self) -> bool:
+        """Whether there is, or may be, a null where strict clients refuse one."""
+        return (
+            self.role is None
+            or self.tool_calls is None
+            or self.reasoning_details is None
+            or self.images is None
+            or self.annotations is None
+            or self.function_call is not msgspec.UNSET
+            or self.audio is not msgspec.UNSET
+        )
+
+    def text_bytes(self) -> int:
+        texts = (self.content, self.reasoning, self.reasoning_content)
+        parts = sum(map(len, self.content)) if isinstance(self.content, list) else 0
+        return parts + sum([len(text.encode()) for text in texts if isinstance(text, str)])
+
+
+class _Choice(msgspec.Struct, frozen=True, gc=False):
+    index: int | msgspec.UnsetType = msgspec.UNSET
+    finish_reason: str | None = None
+    native_finish_reason: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    message: _Message | None = None
+    text: str | None = None
+
+
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_choices_decoder = msgspec.json.Decoder(list[_Choice])
 _encode = msgspec.json.Encoder().encode
-_OURS = ("id", "model", "provider", "choices", "usage", "error")
+_OURS = frozenset(("id", "model", "provider", "choices", "usage", "error"))
 
 
 def rewrite(body: bytes, generation_id: str, model: str, provider: str) -> Answer:
     """Read and rewrite a provider's JSON answer. Raises NotAnAnswer."""
     try:
-        body.decode()
+        if not body.isascii():
+            body.decode()
         return _rewritten(body, generation_id, model, provider)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
         veiled = veil(body)
@@ -50,51 +90,61 @@ def rewrite(body: bytes, generation_id: str, model: str, provider: str) -> Answe
 
 def _rewritten(body: bytes, generation_id: str, model: str, provider: str) -> Answer:
     fields = _fields_decoder.decode(body)
-    error = bytes(fields.get("error", b""))
-    if error not in NO_ERROR:
-        raise NotAnAnswer(error)
-    choices = normalised_choices(fields["choices"])
+    if "error" in fields and bytes(fields["error"]) not in NO_ERROR:
+        raise NotAnAnswer(bytes(fields["error"]))
+    raw = fields["choices"]
+    usage = fields.get("usage")
+    told = bytes(usage) if usage is not None and is_filled_object(usage) else None
+    native, choices, content_bytes = _choices(raw, count=told is None)
+    pieces: list[bytes | msgspec.Raw] = [
+        b'{"id":"', generation_id.encode(), b'","provider":', _encode(provider), b',"model":', _encode(model)
+    ]  # fmt: skip
+    for name, value in fields.items():
+        if name not in _OURS:
+            pieces += (b",", _encode(name), b":", value)
+    if "system_fingerprint" not in fields:
+        pieces.append(b',"system_fingerprint":null')
+    pieces += (b',"choices":', choices, b"}")
+    return Answer(
+        b"".join(pieces), id_of(fields["id"]) if "id" in fields else "", normal_finish(native), native, told, content_bytes
+    )  # fmt: skip
+
+
+def _choices(raw: msgspec.Raw, *, count: bool) -> tuple[str | None, bytes | msgspec.Raw, int]:
+    """The native finish reason, the choices by the contract, and, where asked to count, the bytes of text in them."""
+    try:
+        choices = _choices_decoder.decode(raw)
+    except msgspec.ValidationError:  # of unusual types
+        normalised = normalised_choices(raw)
+        if not normalised:
+            raise NotAnAnswer from None
+        return _text(normalised[0].get("native_finish_reason")), _encode(normalised), len(raw)
     if not choices:
         raise NotAnAnswer
-    usage = fields["usage"] if "usage" in fields and is_filled_object(fields["usage"]) else None
-    out: dict[str, object] = {"id": generation_id, "provider": provider, "model": model}
-    out.update((name, raw) for name, raw in fields.items() if name not in _OURS)
-    out.setdefault("system_fingerprint", None)
-    out["choices"] = choices
-    finished = next((choice for choice in choices if choice["finish_reason"]), {})
-    return Answer(
-        body=_encode(out),
-        upstream_id=id_of(fields["id"]) if "id" in fields else "",
-        finish_reason=_text(finished.get("finish_reason")),
-        native_finish_reason=_text(finished.get("native_finish_reason")),
-        usage=bytes(usage) if usage is not None else None,
-        content_bytes=0 if usage is not None else _content_bytes(fields["choices"]),
-    )
-
-
-class _Said(msgspec.Struct, frozen=True):
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-
-
-class _Choice(msgspec.Struct, frozen=True):
-    message: _Said | None = None
-    text: str | None = None
-
-
-_said_decoder = msgspec.json.Decoder(list[_Choice])
-
-
-def _content_bytes(choices: msgspec.Raw) -> int:
-    """Bytes of text made; where it is not plain text (tool calls, parts), of the JSON that carries it."""
-    try:
-        said = _said_decoder.decode(choices)
-    except msgspec.DecodeError:
-        return len(choices)
-    texts = [choice.text for choice in said]
-    texts += [text for choice in said if (m := choice.message) is not None for text in (m.content, m.reasoning, m.reasoning_content)]
-    return sum(len(text.encode()) for text in texts if text) or (len(choices) if b'"tool_calls"' in bytes(choices) else 0)
+    first = choices[0]
+    native, message = first.finish_reason, first.message
+    content_bytes = 0
+    if count:
+        content_bytes = sum(
+            [len((each.text or "").encode()) + (each.message.text_bytes() if each.message is not None else 0) for each in choices]
+        )
+        if message is not None and message.tool_calls:
+            content_bytes = content_bytes or len(raw)
+    # The common form needs one insertion, behind a member that stands there once: texts hold no bare quotes.
+    if (
+        len(choices) == 1
+        and native is not None
+        and normal_finish(native) == native
+        and first.index is not msgspec.UNSET
+        and first.native_finish_reason is msgspec.UNSET
+        and not (message is not None and message.may_hold_null())
+    ):
+        text = bytes(raw)
+        for colon in (b":", b": "):
+            member = b'"finish_reason"%b"%b"' % (colon, native.encode())
+            if text.count(member) == 1:
+                return native, text.replace(member, b'%b,"native_finish_reason":"%b"' % (member, native.encode())), content_bytes
+    return native, _encode(normalised_choices(raw)), content_bytes
 
 
 def _text(value: object) -> str | None:

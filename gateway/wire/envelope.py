@@ -8,9 +8,8 @@ Source: OpenRouter chat and completion request fields, read 2026-11.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from itertools import accumulate
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -41,48 +40,12 @@ _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 _Tokens = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
-def _number(low: float, high: float) -> Any:
-    return Annotated[float, msgspec.Meta(ge=low, le=high)] | None
+_ZeroToOne = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_ZeroToTwo = Annotated[float, msgspec.Meta(ge=0, le=2)]
+_Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 
-_CHECKED: dict[str, Any] = {
-    "model": _Name | None,
-    "models": Annotated[list[_Name], msgspec.Meta(max_length=32)] | None,
-    "stream": bool | None,
-    "stream_options": dict[str, msgspec.Raw] | None,
-    "max_tokens": _Tokens | None,
-    "max_completion_tokens": _Tokens | None,
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1),
-    "top_k": Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None,
-    "min_p": _number(0, 1),
-    "top_a": _number(0, 1),
-    "frequency_penalty": _number(-2, 2),
-    "presence_penalty": _number(-2, 2),
-    "repetition_penalty": _number(0, 2),
-    "seed": Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None,
-    "n": Annotated[int, msgspec.Meta(ge=1, le=1)] | None,
-    "stop": Annotated[str, msgspec.Meta(max_length=65536)] | Annotated[list[str], msgspec.Meta(max_length=16)] | None,
-    "logprobs": bool | Annotated[int, msgspec.Meta(ge=0, le=20)] | None,
-    "top_logprobs": Annotated[int, msgspec.Meta(ge=0, le=20)] | None,
-    "logit_bias": Annotated[dict[str, Annotated[float, msgspec.Meta(ge=-100, le=100)]], msgspec.Meta(max_length=4096)] | None,
-    "tools": list[dict[str, msgspec.Raw]] | None,
-    "tool_choice": str | dict[str, msgspec.Raw] | None,
-    "parallel_tool_calls": bool | None,
-    "response_format": dict[str, msgspec.Raw] | None,
-    "reasoning": dict[str, msgspec.Raw] | None,
-    "user": Annotated[str, msgspec.Meta(max_length=1024)] | None,
-    "session_id": Annotated[str, msgspec.Meta(max_length=256)] | None,
-    "metadata": dict[str, str] | None,
-    "provider": dict[str, msgspec.Raw] | None,
-    "route": Annotated[str, msgspec.Meta(pattern=r"^(fallback|sort)\Z")] | None,
-    "plugins": list[dict[str, msgspec.Raw]] | None,
-    "transforms": list[str] | None,
-    "usage": dict[str, msgspec.Raw] | None,
-}
-
-
-class Part(msgspec.Struct, frozen=True):
+class Part(msgspec.Struct, frozen=True, gc=False):
     """One part of a message's content. Data URLs count as media, never as text."""
 
     type: str
@@ -92,19 +55,60 @@ class Part(msgspec.Struct, frozen=True):
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     role: Role
     content: str | list[Part] | None = None
 
 
+class _Known(msgspec.Struct, gc=False):
+    """The fields that are looked at, with their ranges. The rest is skipped here and passes on as it is."""
+
+    model: _Name | None = None
+    models: Annotated[list[_Name], msgspec.Meta(max_length=32)] | None = None
+    stream: bool | None = None
+    stream_options: dict[str, msgspec.Raw] | None = None
+    max_tokens: _Tokens | None = None
+    max_completion_tokens: _Tokens | None = None
+    temperature: _ZeroToTwo | None = None
+    top_p: _ZeroToOne | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
+    min_p: _ZeroToOne | None = None
+    top_a: _ZeroToOne | None = None
+    frequency_penalty: _Penalty | None = None
+    presence_penalty: _Penalty | None = None
+    repetition_penalty: _ZeroToTwo | None = None
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=1)] | None = None
+    stop: Annotated[str, msgspec.Meta(max_length=65536)] | Annotated[list[str], msgspec.Meta(max_length=16)] | None = None
+    logprobs: bool | Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, msgspec.Meta(ge=-100, le=100)]], msgspec.Meta(max_length=4096)] | None = None
+    tools: list[dict[str, msgspec.Raw]] | None = None
+    tool_choice: str | dict[str, msgspec.Raw] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, msgspec.Raw] | None = None
+    reasoning: dict[str, msgspec.Raw] | None = None
+    user: Annotated[str, msgspec.Meta(max_length=1024)] | None = None
+    session_id: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+    metadata: dict[str, str] | None = None
+    provider: dict[str, msgspec.Raw] | None = None
+    route: Annotated[str, msgspec.Meta(pattern=r"^(fallback|sort)\Z")] | None = None
+    plugins: list[dict[str, msgspec.Raw]] | None = None
+    transforms: list[str] | None = None
+    usage: dict[str, msgspec.Raw] | None = None
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)] | None = None
+    prompt: str | list[str | int | list[int]] | None = None
+
+
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_checks: dict[str, Callable[[msgspec.Raw], Any]] = {name: msgspec.json.Decoder(kind).decode for name, kind in _CHECKED.items()}
-_messages_decoder = msgspec.json.Decoder(Annotated[list[Message], msgspec.Meta(min_length=1)])
-_prompt_decoder = msgspec.json.Decoder(str | list[str | int | list[int]])
+_known_decoder = msgspec.json.Decoder(_Known)
 _string_encoder = msgspec.json.Encoder()
+# A field's name as it stands in a forwarded body.
+_NAMES = {name: b',"%b":' % name.encode() for name in (*_Known.__struct_fields__, "logit_bias", "reasoning_effort", "verbosity")}
+_STREAM = b',"stream":true,"stream_options":{"include_usage":true}'
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """What we know of one chat or completion request."""
 
     kind: Kind
@@ -130,27 +134,35 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
 def parse(body: bytes, kind: Kind) -> Envelope:
     """Read a request body. Raises BadRequest, naming the field and what it must be, never echoing it."""
     fields = _split(body)
-    known = {name: _checked(name, raw) for name, raw in fields.items() if name in _checks}
-    names = [name for name in (known.get("model"), *(known.get("models") or ())) if name]
-    if not names:
+    known = _known(body)
+    model, models = known.model, known.models
+    if models:
+        names = [name for name in (model, *models) if name]
+        model, models = names[0], list(dict.fromkeys([name for name in names[1:] if name != names[0]]))
+    if not model:
         raise BadRequest("model is required: a string such as author/name")
-    stream = bool(known.get("stream"))
-    limits = [known[name] for name in ("max_completion_tokens", "max_tokens") if known.get(name) is not None]
-    prompt = _prompt(fields, kind)
+    max_tokens = known.max_tokens
+    if known.max_completion_tokens is not None:  # both are sent, and a provider may know but one of them
+        max_tokens = max(known.max_completion_tokens, max_tokens or 0)
+    prompt = _prompt(known, fields, kind)
+    extra = 0
+    for name in _PROMPTING:
+        if name in fields:
+            extra += len(fields[name])
     return Envelope(
-        kind=kind,
-        model=names[0],
-        models=tuple(dict.fromkeys(name for name in names[1:] if name != names[0])),
-        stream=stream,
-        max_tokens=max(limits, default=None),  # both are sent, and a provider may know but one of them
-        prompt_text_bytes=prompt.text_bytes,
-        prompt_bytes_max=prompt.bytes_max + sum([len(fields[name]) for name in _PROMPTING if name in fields]),
-        messages=prompt.messages,
-        images=prompt.images,
-        reasoning="reasoning" in fields or "reasoning_effort" in fields,
-        user=known.get("user") or "",
-        session_id=known.get("session_id") or "",
-        shared=_shared(fields, known, stream),
+        kind,
+        model,
+        tuple(models or ()),
+        known.stream is True,
+        max_tokens,
+        prompt.text_bytes,
+        prompt.bytes_max + extra,
+        prompt.messages,
+        prompt.images,
+        "reasoning" in fields or "reasoning_effort" in fields,
+        known.user or "",
+        known.session_id or "",
+        _shared(fields, known),
     )
 
 
@@ -177,56 +189,64 @@ def _split(body: bytes) -> dict[str, msgspec.Raw]:
     return fields
 
 
-def _checked(name: str, raw: msgspec.Raw) -> Any:
+def _known(body: bytes) -> _Known:
     try:
-        return _checks[name](raw)
+        return _known_decoder.decode(body)
     except msgspec.ValidationError as error:
-        # msgspec names types, limits and the path, never the value.
-        raise BadRequest(f"{name}: {error}") from None
+        # msgspec names types, limits and the path, never the value (but for roles).
+        reason, _, path = _without_value(error).rpartition(" - at `$.")
+        path = path.rstrip("`")
+        name = re.split(r"[.\[]", path, maxsplit=1)[0]
+        where = path[len(name) :]
+        raise BadRequest(f"{name}: {reason}" + (f" - at `${where}`" if where else "")) from None
     except (msgspec.DecodeError, RecursionError):
-        raise BadRequest(f"{name}: not valid JSON") from None
+        raise BadRequest("the body is not valid JSON") from None
 
 
-def _shared(fields: dict[str, msgspec.Raw], known: dict[str, Any], stream: bool) -> tuple[bytes | msgspec.Raw, ...]:
+def _shared(fields: dict[str, msgspec.Raw], known: _Known) -> tuple[bytes | msgspec.Raw, ...]:
     pieces: list[bytes | msgspec.Raw] = []
     for name, raw in fields.items():
         if name not in _DROPPED:
-            pieces += (b"," + _string_encoder.encode(name) + b":", raw)
-    if stream:
-        options = {**(known.get("stream_options") or {}), "include_usage": True}
-        pieces.append(b',"stream":true,"stream_options":' + msgspec.json.encode(options))
+            pieces.append(_NAMES.get(name) or b"," + _string_encoder.encode(name) + b":")
+            pieces.append(raw)
+    if known.stream:
+        if known.stream_options:
+            pieces.append(b',"stream":true,"stream_options":' + msgspec.json.encode({**known.stream_options, "include_usage": True}))
+        else:
+            pieces.append(_STREAM)
     pieces.append(b"}")
     return tuple(pieces)
 
 
-class _Prompt(msgspec.Struct, frozen=True):
+class _Prompt(msgspec.Struct, frozen=True, gc=False):
     text_bytes: int
     bytes_max: int
     messages: int = 0
     images: int = 0
 
 
-def _prompt(fields: dict[str, msgspec.Raw], kind: Kind) -> _Prompt:
+def _prompt(known: _Known, fields: dict[str, msgspec.Raw], kind: Kind) -> _Prompt:
     """What the prompt amounts to. Raises BadRequest when there is none to speak of."""
-    name = "messages" if kind == "chat" and "messages" in fields else "prompt"
-    raw = fields.get(name)
-    if raw is None:
-        raise BadRequest("messages is required: a list of at least one message" if kind == "chat" else "prompt is required")
-    try:
-        if name == "messages":
-            messages = _messages_decoder.decode(raw)
-            parts = [part for message in messages if isinstance(message.content, list) for part in message.content]
-            media = sum([part.type != "text" for part in parts])
-            text_bytes = sum([_text_bytes(message.content) for message in messages])
-            # Without media all of the JSON is text, names of tools and their arguments included.
-            bytes_max = text_bytes + media * MEDIA_TOKENS_MAX if media else len(raw)
-            return _Prompt(text_bytes, bytes_max, len(messages), sum([part.type == "image_url" for part in parts]))
-        prompt = _prompt_decoder.decode(raw)
-    except msgspec.ValidationError as error:
-        raise BadRequest(f"{name}: {_without_value(error)}") from None
-    except (msgspec.DecodeError, RecursionError):
-        raise BadRequest(f"{name}: not valid JSON") from None
-    return _Prompt(_text_bytes(prompt) if isinstance(prompt, str) else len(raw), len(raw))
+    messages = known.messages
+    if kind == "text" or messages is None:
+        if known.prompt is None:
+            raise BadRequest("messages is required: a list of at least one message" if kind == "chat" else "prompt is required")
+        size = len(fields["prompt"])
+        return _Prompt(_text_bytes(known.prompt) if isinstance(known.prompt, str) else size, size)
+    text_bytes = media = images = 0
+    for message in messages:
+        content = message.content
+        if isinstance(content, str):
+            text_bytes += len(content) if content.isascii() else len(content.encode())
+        elif content is not None:
+            for part in content:
+                if part.type == "text":
+                    text_bytes += _text_bytes(part.text)
+                else:
+                    media += 1
+                    images += part.type == "image_url"
+    # Without media all of the JSON is text, names of tools and their arguments included.
+    return _Prompt(text_bytes, text_bytes + media * MEDIA_TOKENS_MAX if media else len(fields["messages"]), len(messages), images)
 
 
 def _without_value(error: msgspec.ValidationError) -> str:
@@ -237,12 +257,8 @@ def _without_value(error: msgspec.ValidationError) -> str:
     return f"a role must be one of {', '.join(get_args(Role))} - at {text.rpartition(' - at ')[2]}"
 
 
-def _text_bytes(content: str | list[Part] | None) -> int:
-    if content is None:
-        return 0
-    if isinstance(content, str):
-        return len(content) if content.isascii() else len(content.encode())
-    return sum([_text_bytes(part.text) for part in content if part.text])
+def _text_bytes(text: str | None) -> int:
+    return 0 if text is None else len(text) if text.isascii() else len(text.encode())
 
 
 # Duplicate keys: msgspec keeps the last one silently, a provider might keep the first; what was authorised must be what
@@ -294,6 +310,8 @@ _STEPS = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")  # read as signed bytes: 
 
 def _may_nest_deeper(body: bytes) -> bool:
     """Whether there are more than NESTING_MAX opening brackets at all. `find` is 20 times as fast as `count` where they are rare."""
+    if len(body) < 16384:
+        return body.count(b"{") + body.count(b"[") > NESTING_MAX
     left = NESTING_MAX
     for bracket in (b"{", b"["):
         at = body.find(bracket)

@@ -13,6 +13,7 @@ TRAILERS_BYTES_MAX = 8192  # all of them together
 # Framing may cost as much as the data plus this much: 1 MiB in 1-byte chunks is an attack on our CPU, not an upload.
 CHUNK_OVERHEAD_BYTES_MAX = 65536
 
+_END = b"0\r\n\r\n"  # the last chunk, without trailers
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 
@@ -58,7 +59,7 @@ class Dechunker:
         return self._feed(data)
 
     def _whole_chunk(self, data: bytes) -> bytes | None:
-        """The common case: `data` is exactly one chunk."""
+        """The common case: `data` is exactly one chunk, or one and the end of the message."""
         line_end = data.find(b"\r\n", 0, CHUNK_SIZE_DIGITS_MAX + 2)
         if line_end <= 0:
             return None
@@ -66,11 +67,17 @@ class Dechunker:
         if not _HEX.issuperset(digits):
             return None
         size = int(digits, 16)
-        if size == 0 or len(data) != line_end + size + 4 or data[-2:] != b"\r\n":
+        end = line_end + 2 + size
+        if size == 0 or len(data) > end + 2 + len(_END):
+            return None
+        tail = data[end:]
+        if tail == b"\r\n" + _END:
+            self.done = True
+        elif tail != b"\r\n":
             return None
         self._weigh(line_end)
         self._payload_bytes += size
-        return data[line_end + 2 : -2]
+        return data[line_end + 2 : end]
 
     def _feed(self, data: bytes) -> bytes:
         if self._pending:

@@ -1,124 +1,22 @@
 """Server-sent events, cut and spliced as bytes.
 
-`EventCutter` turns network chunks into blocks of whole events; `Splicer` puts our id, model and provider into each event
-and tells what it carried. Each event is decoded, but only into the few members we act on, and its text is not taken
-apart: what stands around `choices` (the upstream's id and model, the same in every event) is learned and exchanged as a
-run of bytes. Whatever differs is put together anew. Forwarding never depends on where the network cut.
+`wire.cutter` turns network chunks into blocks of whole events; `Splicer` puts our id, model and provider into each event
+and tells what it carried. An event is decoded only into the few members we act on; what stands around `choices` (the
+upstream's id and model, the same in every event) is learned and exchanged as a run of bytes. Events that differ from one
+that was decoded in a plain text alone are not decoded at all; whatever differs otherwise is put together anew. What is
+sent never depends on where the network cut.
 Sources: WHATWG server-sent events grammar; OpenAI and OpenRouter chunk shapes, read 2026-11.
 """
 
 from __future__ import annotations
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw
 
-from gateway.wire.completion import NO_ERROR, id_of, is_filled_object, normalised_choices, unveil, veil
+from gateway.wire.chunk import Chunk
+from gateway.wire.completion import NO_ERROR, id_of, is_filled_object, normal_finish, normalised_choices, unveil, veil
 
 DONE = b"data: [DONE]\n\n"
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-class LineTooLong(Exception):
-    """An event grew over the limit without ending."""
-
-
-class EventCutter:
-    """Network chunks in, blocks of whole events out, with LF line ends. What is incomplete waits, up to a limit."""
-
-    __slots__ = ("_after_cr", "_limit", "_pending", "_started")
-
-    def __init__(self, line_bytes_max: int) -> None:
-        self._limit = line_bytes_max
-        self._pending = bytearray()
-        self._after_cr = False  # the last byte was CR: a following LF belongs to it
-        self._started = False
-
-    def feed(self, data: bytes) -> bytes:
-        """All whole events up to now, as one block; b"" when none ended. Raises LineTooLong."""
-        if not self._started:
-            data = self._without_mark(data)
-        if self._after_cr or b"\r" in data:
-            data = self._normalised(data)
-        pending = self._pending
-        if not pending:
-            if data.endswith(b"\n\n"):
-                return data
-        elif data.startswith(b"\n") and pending.endswith(b"\n"):  # the border itself was cut in two
-            data = bytes(pending) + data
-            pending.clear()
-        end = data.rfind(b"\n\n") + 2
-        if end < 2:
-            pending += data
-            if len(pending) > self._limit:
-                raise LineTooLong
-            return b""
-        block = bytes(pending) + data[:end] if pending else data[:end]
-        pending[:] = data[end:]
-        if len(pending) > self._limit:
-            raise LineTooLong
-        return block
-
-    def _without_mark(self, data: bytes) -> bytes:
-        """A byte order mark may open the stream; as long as the first bytes may become one they wait."""
-        data = bytes(self._pending) + data
-        self._pending.clear()
-        if len(data) < len(_BYTE_ORDER_MARK) and _BYTE_ORDER_MARK.startswith(data):
-            self._pending += data
-            return b""
-        self._started = True
-        return data.removeprefix(_BYTE_ORDER_MARK)
-
-    def _normalised(self, data: bytes) -> bytes:
-        """CRLF and lone CR become LF, at once: a CR at the end is a line end, and a LF right after it is dropped."""
-        if not data:
-            return data
-        ends_in_cr = data.endswith(b"\r")
-        if self._after_cr:
-            data = data.removeprefix(b"\n")
-        self._after_cr = ends_in_cr
-        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-
-
-class Delta(msgspec.Struct, frozen=True, gc=False):
-    """What an event adds. Reasoning and tool calls are content: tokens were made."""
-
-    role: str | UnsetType | None = UNSET
-    content: str | list[Raw] | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    reasoning_details: list[Raw] | UnsetType | None = UNSET
-    refusal: str | None = None
-    tool_calls: list[Raw] | UnsetType | None = UNSET
-    function_call: Raw = Raw()
-    images: list[Raw] | None = None
-    audio: Raw = Raw()
-
-    def adds(self) -> bool:
-        return bool(
-            self.content
-            or self.reasoning
-            or self.reasoning_content
-            or self.tool_calls
-            or self.reasoning_details
-            or self.refusal
-            or self.images
-            or len(self.function_call) > 4  # longer than null
-            or len(self.audio) > 4
-        )
-
-
-class ChunkChoice(msgspec.Struct, frozen=True, gc=False):
-    index: int | UnsetType = UNSET
-    delta: Delta | None = None
-    text: str | None = None  # legacy completions
-    finish_reason: str | UnsetType | None = UNSET
-
-
-class Chunk(msgspec.Struct, frozen=True, gc=False):
-    choices: list[ChunkChoice] | None = None
-    usage: Raw | UnsetType = UNSET
-    error: Raw | UnsetType = UNSET
-    provider: Raw | UnsetType = UNSET
 
 
 _OURS = frozenset(("id", "model", "provider"))
@@ -130,6 +28,7 @@ _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
 _json_decoder = msgspec.json.Decoder(Raw)
 _encode = msgspec.json.Encoder().encode
 _CONTROL = bytes(range(32))
+_RUN_BYTES_MAX = 16384  # events of changing kinds make runs start again and again
 _NO_CHOICES = (b"", b"[]", b"null")
 
 
@@ -142,10 +41,11 @@ class Splicer:
     """
 
     __slots__ = (
+        "_first_data",
         "_head",
         "_head_new",
         "_head_old",
-        "_last_fields",
+        "_last_data",
         "_lead_new",
         "_lead_old",
         "_nulls",
@@ -172,7 +72,7 @@ class Splicer:
         self._usage_null = False
         # Learned: all of an event but its text, before and after it.
         self._lead_old = self._lead_new = self._trail_old = self._trail_new = b""
-        self._last_fields: dict[str, Raw] = {}  # of the event that carried usage and nothing else, or of the first one
+        self._first_data = self._last_data = b""  # the first event, and the last one that carried usage and nothing else
         self.content_events = 0
         self.finish_reason: str | None = None
         self.usage: bytes | None = None
@@ -191,9 +91,9 @@ class Splicer:
                 if run_end:
                     at = run_end
                     continue
-            border = block.index(b"\n\n", at)
-            event = block[at:border]
-            at = border + 2
+            border = block.find(b"\n\n", at)
+            event = block[at:border] if border >= 0 else b""  # no border: one more empty line
+            at = border + 2 if border >= 0 else len(block)
             if event.startswith(b"data: ") and b"\n" not in event:
                 out.append(self._data(event[6:]))
             elif event:
@@ -201,20 +101,24 @@ class Splicer:
         return out[0] if len(out) == 1 else b"".join(out)
 
     def _text_run(self, block: bytes, at: int, out: list[bytes]) -> int:
-        """Events that differ in nothing but a plain text from one that was decoded need no decoding: where they end; 0: not so."""
+        """Events that differ in nothing but a plain text from one that was decoded need no decoding: where they end; 0: none.
+
+        A run ends before the next escape, which is where plain text ends, so that each byte is looked at only once or twice.
+        """
         lead, trail = self._lead_old, self._trail_old
-        last = block.rfind(trail, at + len(lead))
+        begin = at + len(lead)
+        limit = at + _RUN_BYTES_MAX
+        escape = block.find(b"\\", begin, limit)
+        last = block.rfind(trail, begin, escape if escape >= 0 else limit)
         if last < 0:
             return 0
-        texts = block[at + len(lead) : last].split(trail + lead)
-        text = b"\0".join(texts)  # no text holds a NUL: control bytes are refused
-        if b'"' in text or b"\\" in text or not all(texts) or len(text.translate(None, _CONTROL)) != len(text) - len(texts) + 1:
-            return 0
-        if not text.isascii():
-            try:
-                text.decode()
-            except UnicodeDecodeError:
+        texts = block[begin:last].split(trail + lead)
+        if not (all(texts) and _is_plain(b" ".join(texts))):  # an event of another kind stands between
+            plain = next(i for i, text in enumerate(texts) if not (text and _is_plain(text)))
+            if plain == 0:
                 return 0
+            del texts[plain:]
+            last = begin + sum(map(len, texts)) + (plain - 1) * len(trail + lead)
         self.content_events += len(texts)
         out.append(self._lead_new + (self._trail_new + self._lead_new).join(texts) + self._trail_new)
         return last + len(trail)
@@ -222,7 +126,7 @@ class Splicer:
     def _learn_text(self, data: bytes, spliced: bytes, content: str) -> None:
         """What stands around the text of an event of the common kind: one choice, one text."""
         text = _encode(content)
-        if text in data and data.count(text) == 1 and spliced.count(text) == 1:
+        if data.count(text) == 1 and spliced.count(text) == 1:
             lead, trail = data.split(text)
             self._lead_old, self._trail_old = b'data: %b"' % lead, b'"%b\n\n' % trail
             lead, trail = spliced.split(text)
@@ -253,8 +157,13 @@ class Splicer:
         if chunk.error is not UNSET and bytes(chunk.error) not in NO_ERROR:
             self.error = bytes(chunk.error)
             return b""
+        if not chunk.choices and chunk.usage is not UNSET and is_filled_object(chunk.usage):
+            self.usage = bytes(chunk.usage)
+            self._last_data = data  # told once, at the end, with what it costs
+            return b""
         adds = False
-        clean = True  # goes on as it is: not finished, nothing missing, no null where strict clients refuse one
+        finish: str | None = None
+        clean = True  # goes on as it is: nothing missing, no null where strict clients refuse one
         for choice in chunk.choices or ():
             delta = choice.delta
             if delta is not None:
@@ -262,9 +171,11 @@ class Splicer:
                 clean = clean and delta.role is not None and delta.tool_calls is not None and delta.reasoning_details is not None
             if choice.text:
                 adds = True
-            if choice.finish_reason is not None or choice.index is UNSET:
+            if choice.finish_reason:
+                self.finish_reason = finish = choice.finish_reason
+                clean = clean and len(chunk.choices or ()) == 1
+            if choice.finish_reason is UNSET or choice.index is UNSET:
                 clean = False
-                self.finish_reason = choice.finish_reason or self.finish_reason
         if adds:
             self.content_events += 1
         usage_null = False
@@ -283,13 +194,17 @@ class Splicer:
             rest = data[len(self._head_old) : len(data) - len(self._tail_old)]
             for null in self._nulls:
                 rest = rest.replace(null, b"", 1)
+            if finish is not None:
+                rest = _with_native_finish(rest, finish)
+                if not rest:
+                    return self._rebuilt(data, False)
             spliced = self._head_new + rest + self._tail_new
-            if not self._lead_old and adds and chunk.choices and len(chunk.choices) == 1:
+            if not self._lead_old and adds and finish is None and chunk.choices and len(chunk.choices) == 1:
                 delta = chunk.choices[0].delta
                 if delta is not None and isinstance(delta.content, str) and delta.content:
                     self._learn_text(data, spliced, delta.content)
             return spliced
-        return self._rebuilt(data, clean)
+        return self._rebuilt(data, clean and finish is None)
 
     def _odd(self, data: bytes) -> bytes:
         """An object of unusual types passes all the same; whether it adds output can only be guessed."""
@@ -320,10 +235,10 @@ class Splicer:
 
     def _rebuilt(self, data: bytes, clean: bool) -> bytes:
         fields = _fields_decoder.decode(data)
-        if not self._last_fields:
-            self._last_fields = {name: fields[name] for name in ("object", "created") if name in fields}
+        if not self._first_data:
+            self._first_data = data
         if is_filled_object(fields.get("usage", Raw())) and bytes(fields.get("choices", b"")) in _NO_CHOICES:
-            self._last_fields = fields  # told once, at the end, with what it costs
+            self._last_data = data
             return b""
         if not self.upstream_id and "id" in fields:
             self.upstream_id = id_of(fields["id"])
@@ -338,8 +253,17 @@ class Splicer:
 
     def final_event(self, usage: bytes) -> bytes:
         """The event that carries usage: ours, with what else the provider said beside its own."""
+        data = self._last_data
+        rest = data[len(self._head_old) :]
+        if self.usage and data.startswith(self._head_old) and rest.startswith(b'"choices":[],') and not self._tail_old:
+            before, same, after = rest.partition(self.usage)
+            if same and after == b"}":
+                return self._head_new + before + usage + b"}\n\n"
+        fields = _fields_decoder.decode(data or self._first_data or b"{}")
+        if not data:  # the provider told no usage: only what all events have in common
+            fields = {name: fields[name] for name in ("object", "created") if name in fields}
         members = [self._head]
-        for name, raw in self._last_fields.items():
+        for name, raw in fields.items():
             if name not in _OURS and name not in ("choices", "usage") and not _is_left_out(name, raw):
                 members.append(_encode(name) + b":" + bytes(raw).replace(b"\n", b" "))
         return b"data: {" + b",".join(members) + b',"choices":[],"usage":' + usage + b"}\n\n"
@@ -370,6 +294,29 @@ class Splicer:
 
     def _kept(self, members: list[tuple[str, bytes]], fields: dict[str, Raw]) -> bytes:
         return b"".join([member for name, member in members if name not in _OURS and not _is_left_out(name, fields[name])])
+
+
+def _with_native_finish(rest: bytes, finish: str) -> bytes:
+    """An event's end with the provider's word beside the contract's; b"" where they differ or it is not plain to see where."""
+    if normal_finish(finish) == finish and b'"native_finish_reason"' not in rest:
+        for colon in (b":", b": "):
+            member = b'"finish_reason"%b"%b"' % (colon, finish.encode())
+            if rest.count(member) == 1:
+                return rest.replace(member, b'%b,"native_finish_reason":"%b"' % (member, finish.encode()))
+    return b""
+
+
+def _is_plain(text: bytes) -> bool:
+    """Whether this may stand in a JSON string as it is."""
+    if b'"' in text or b"\\" in text or len(text.translate(None, _CONTROL)) != len(text):
+        return False
+    if text.isascii():
+        return True
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_json(data: bytes) -> bool:

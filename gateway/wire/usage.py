@@ -25,18 +25,18 @@ class Limits(msgspec.Struct, frozen=True):
     completion_tokens: int
 
 
-class _PromptDetails(msgspec.Struct, frozen=True):
+class _PromptDetails(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: _Count | None = None
     cache_write_tokens: _Count | None = None
     cache_creation_tokens: _Count | None = None
     audio_tokens: _Count | None = None
 
 
-class _CompletionDetails(msgspec.Struct, frozen=True):
+class _CompletionDetails(msgspec.Struct, frozen=True, gc=False):
     reasoning_tokens: _Count | None = None
 
 
-class _Reported(msgspec.Struct, frozen=True):
+class _Reported(msgspec.Struct, frozen=True, gc=False):
     prompt_tokens: _Count
     completion_tokens: _Count = 0
     total_tokens: _Count | None = None
@@ -59,13 +59,18 @@ def read(reported: bytes | None, limits: Limits, *, images: int) -> Usage | None
         told = _decoder.decode(reported)
     except msgspec.DecodeError:
         return None
-    prompt = told.prompt_tokens_details or _PromptDetails()
-    reasoning = (told.completion_tokens_details or _CompletionDetails()).reasoning_tokens or 0
     completion = told.completion_tokens
-    if reasoning and told.total_tokens == told.prompt_tokens + completion + reasoning:
-        completion += reasoning  # xAI and some others count reasoning beside completion
-    cached = _first(prompt.cached_tokens, told.prompt_cache_hit_tokens, told.cached_tokens, told.cache_read_input_tokens)
-    written = _first(prompt.cache_write_tokens, prompt.cache_creation_tokens, told.cache_creation_input_tokens)
+    reasoning = cached = written = audio = 0
+    if (said := told.completion_tokens_details) is not None and said.reasoning_tokens:
+        reasoning = said.reasoning_tokens
+        if told.total_tokens == told.prompt_tokens + completion + reasoning:
+            completion += reasoning  # xAI and some others count reasoning beside completion
+    if (prompt := told.prompt_tokens_details) is not None:
+        cached = prompt.cached_tokens or 0
+        written = prompt.cache_write_tokens or prompt.cache_creation_tokens or 0
+        audio = prompt.audio_tokens or 0
+    cached = cached or told.prompt_cache_hit_tokens or told.cached_tokens or told.cache_read_input_tokens or 0
+    written = written or told.cache_creation_input_tokens or 0
     if told.prompt_tokens > limits.prompt_tokens or completion > limits.completion_tokens:
         return None
     if cached + written > told.prompt_tokens or reasoning > completion:
@@ -76,7 +81,7 @@ def read(reported: bytes | None, limits: Limits, *, images: int) -> Usage | None
         cached_tokens=cached,
         cache_write_tokens=written,
         reasoning_tokens=reasoning,
-        audio_tokens=prompt.audio_tokens or 0,
+        audio_tokens=audio,
         images=images,
     )
 
@@ -89,7 +94,3 @@ def estimate(*, prompt_text_bytes: int, completion_tokens: int, images: int, lim
         images=images,
         estimated=True,
     )
-
-
-def _first(*counts: int | None) -> int:
-    return next((count for count in counts if count), 0)

@@ -250,7 +250,10 @@ async def test_a_dead_edge_s_rest_is_returned_and_its_file_goes(control: Control
     assert time.monotonic() - died_s < 2
     await eventually(lambda: not doomed.journal.path.exists())
     assert (await other.want(balance, 6 * USD)).nanos == 6 * USD
-    cuts = lambda: [line["bytes"] for line in control.log() if line["event"] == "journal_cut"]  # noqa: E731
+
+    def cuts() -> list[int]:
+        return [line["bytes"] for line in control.log() if line["event"] == "journal_cut"]
+
     await eventually(cuts)  # the log is written a moment later
     assert cuts() == [len(b"\0\0\1\0half a record")]
 

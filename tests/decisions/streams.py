@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from gateway.wire.sse import EventCutter, Splicer
+from gateway.wire.cutter import EventCutter
+from gateway.wire.sse import Splicer
 
 GENERATION = "gen-1764031697-aB3dE5fG7hJ9kL1mN2pQ"
 MODEL = "acme/sage-1"
@@ -81,7 +82,10 @@ def by_the_book(stream: bytes) -> Outcome:
         choices = chunk.get("choices") or []
         content_events += any(_adds(choice) for choice in choices)
         finish_reason = next((choice["finish_reason"] for choice in choices if choice.get("finish_reason")), finish_reason)
-        usage = chunk.get("usage") or usage
+        if isinstance(chunk.get("usage"), dict) and chunk["usage"]:
+            usage = chunk["usage"]
+            if not choices:
+                continue  # told once, at the end, with what it costs
         events.append((event.type, event.id, rewritten(chunk)))
     return Outcome(events, content_events, finish_reason, usage, error, done, dropped)
 
@@ -104,9 +108,10 @@ FINISH_REASONS |= {name: name for name in ("stop", "length", "tool_calls", "cont
 def rewritten(chunk: dict[str, Any]) -> dict[str, Any]:
     """The documented changes, and no others."""
     out = {**chunk, "id": GENERATION, "model": MODEL, "provider": PROVIDER}
-    for name in ("usage", "error", "system_fingerprint"):
-        if name in out and not out[name] and (name != "system_fingerprint" or out[name] is None):
-            del out[name]
+    out.pop("usage", None)
+    out.pop("error", None)
+    if out.get("system_fingerprint", "") is None:
+        del out["system_fingerprint"]
     if any(_is_changed(choice) for choice in chunk.get("choices") or ()):
         out["choices"] = [_choice(choice, index) for index, choice in enumerate(chunk["choices"])]
     return out

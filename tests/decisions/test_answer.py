@@ -42,9 +42,10 @@ def test_an_answer_reads_in_our_name() -> None:
     found = json.loads(answer.body)
     assert (found["id"], found["model"], found["provider"]) == (GENERATION, MODEL, PROVIDER)
     assert (answer.upstream_id, answer.finish_reason) == ("chatcmpl-1", "stop")
-    assert answer.usage is not None and json.loads(answer.usage) == USAGE == found["usage"]
+    assert answer.usage is not None and json.loads(answer.usage) == USAGE
+    assert json.loads(answer.render(b'{"cost":1}')) == {**found, "usage": {"cost": 1}}
     assert found == {
-        **PLAIN,
+        **{name: value for name, value in PLAIN.items() if name != "usage"},
         "id": GENERATION,
         "model": MODEL,
         "provider": PROVIDER,
@@ -123,6 +124,32 @@ def test_no_key_stands_twice() -> None:
     found = json.loads(read(body).body, object_pairs_hook=list)
     assert len(dict(found)) == len(found)
     assert read(body).finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("choice", "content_bytes"),
+    [
+        ({"message": {"content": "Hi"}}, 2),
+        ({"message": {"content": "é模"}}, 5),
+        ({"message": {"content": "a", "reasoning": "bc", "reasoning_content": None}}, 3),
+        ({"text": "abcd"}, 4),
+        ({"text": "é模"}, 5),
+        ({"message": {"content": None}}, 0),
+        ({"message": {}}, 0),
+    ],
+)
+def test_text_is_counted_only_where_there_is_no_usage(choice: dict[str, Any], content_bytes: int) -> None:
+    answer = {"choices": [choice, choice]}
+    assert read(answer).content_bytes == 2 * content_bytes
+    assert read({**answer, "usage": USAGE}).content_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "message", [{"tool_calls": [{"id": "c"}], "content": None}, {"content": [{"type": "text", "text": "x"}]}, {"content": 5}]
+)
+def test_what_is_no_plain_text_counts_as_json_that_carries_it(message: dict[str, Any]) -> None:
+    choices = [{"message": message}]
+    assert 20 < read({"choices": choices}).content_bytes <= len(json.dumps(choices))
 
 
 def test_half_a_surrogate_pair_passes() -> None:

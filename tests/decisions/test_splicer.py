@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -30,7 +31,9 @@ def test_every_shape_leaves_in_our_name_and_exactly_counted(name: str) -> None:
     assert (splicer.done, splicer.dropped, splicer.error) == (shape.lines[-1] == "[DONE]", 0, None)
     chunks = [json.loads(event.data) for event in parsed(whole)]
     assert {(chunk["id"], chunk["model"], chunk["provider"]) for chunk in chunks} == {(GENERATION, MODEL, PROVIDER)}
-    assert len(chunks) == len([line for line in shape.lines if line.startswith("{")])
+    usage_only = [line for line in shape.lines if '"choices":[]' in line and '"usage":{' in line]
+    assert len(chunks) == len([line for line in shape.lines if line.startswith("{") and line not in usage_only])
+    assert not any("usage" in chunk for chunk in chunks)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -62,7 +65,21 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def test_extras_of_providers_pass_on() -> None:
     for name, extra in (("groq", "x_groq"), ("llama.cpp", "timings"), ("azure", "prompt_filter_results"), ("openai", "obfuscation")):
         before = [json.loads(line).get(extra) for line in SHAPES[name].lines[:-1]]
-        assert [json.loads(event.data).get(extra) for event in parsed(spliced([stream_of(SHAPES[name].lines)])[0])] == before
+        sent, splicer = spliced([stream_of(SHAPES[name].lines)])
+        assert [json.loads(event.data).get(extra) for event in parsed(sent + splicer.final_event(b"{}"))] == before
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_final_event_is_ours_and_carries_usage(name: str) -> None:
+    _, splicer = spliced([stream_of(SHAPES[name].lines)])
+    (event,) = parsed(splicer.final_event(b'{"total_tokens":3,"cost":0.1}'))
+    chunk = json.loads(event.data, object_pairs_hook=_once)
+    assert (chunk["id"], chunk["model"], chunk["provider"]) == (GENERATION, MODEL, PROVIDER)
+    assert (chunk["choices"], chunk["usage"]) == ([], {"total_tokens": 3, "cost": 0.1})
+    first = json.loads(SHAPES[name].lines[-2 if name == "azure" else 0])
+    assert {"object", "created"} & set(first) <= set(chunk)
+    assert chunk.get("object") in (first.get("object"), "chat.completion.chunk")
+    assert chunk.get("error", chunk.get("system_fingerprint", "")) is not None
 
 
 def test_the_common_event_is_exchanged_in_one_run_of_bytes() -> None:
@@ -74,6 +91,63 @@ def test_the_common_event_is_exchanged_in_one_run_of_bytes() -> None:
 
 
 CHUNK = '{"id":"a","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":%s,"finish_reason":null}]}'
+
+# Events of plain text pass in runs; what ends a run must not be mistaken for one of it.
+NOT_PLAIN = [
+    CHUNK % '{"content":""}',
+    CHUNK % '{"content":"a\\nb"}',
+    CHUNK % '{"content":"say \\"hi\\""}',
+    CHUNK % '{"content":"\\\\"}',
+    CHUNK % '{"content":"x","role":"assistant"}',
+    (CHUNK % '{"content":"x"}').replace("null", '"stop"'),
+    (CHUNK % '{"content":"x"}').replace('"a"', '"b"'),
+    (CHUNK % '{"content":"x"}').replace('"created":1', '"created":2'),
+    (CHUNK % '{"content":"x"}')[:-1] + ',"usage":{"total_tokens":3}}',
+    (CHUNK % '{"content":"x"}')[:-1] + ',"error":null}',
+    (CHUNK % '{"content":"x"}') + " ",
+    (CHUNK % '{"content":"x"}')[:-1],
+    (CHUNK % '{"content":"x"}').replace(":", ": "),
+    CHUNK % '{"content":"\x01"}',
+    CHUNK % '{"content":"\x7f\u2028模型"}',
+    ": a comment",
+    "5",
+]
+
+
+@pytest.mark.parametrize("other", NOT_PLAIN)
+@pytest.mark.parametrize("plain", ["x", "模型", " data: {", "}", "\x7f"])
+def test_runs_of_plain_text_end_where_something_else_begins(other: str, plain: str) -> None:
+    texts = [CHUNK % f'{{"content":"{plain}"}}', CHUNK % '{"content":"y"}']
+    for lines in ([*texts, other, *texts], [texts[0], other, other, *texts * 2, other], [other, *texts, other], [*texts * 3, other]):
+        stream = stream_of(lines)
+        expected = by_the_book(stream)
+        assert outcome(*spliced([stream])) == expected
+        assert outcome(*spliced([stream_of([line]) for line in lines])) == expected
+        assert outcome(*spliced([stream_of(lines[:1]), stream_of(lines[1:])])) == expected
+
+
+def test_bytes_that_are_not_utf8_end_a_run() -> None:
+    good = stream_of([CHUNK % '{"content":"x"}'])
+    for bad in (b"\xff", b"\xe6\xa8", b"\xa8"):
+        stream = good * 3 + good.replace(b'"x"', b'"' + bad + b'"') + good * 2
+        for pieces in ([stream], [good, stream[len(good) :]], byte_by_byte(stream)):
+            sent, splicer = spliced(pieces)
+            assert (len(parsed(sent)), splicer.content_events, splicer.dropped) == (5, 5, 1)
+            sent.decode()
+
+
+@pytest.mark.parametrize("others", [1, 2, 10, 1000])
+def test_a_long_block_of_changing_events_costs_no_more_than_its_length(others: int) -> None:
+    plain, other = stream_of([CHUNK % '{"content":"word"}']), stream_of([CHUNK % '{"content":"x","role":"assistant"}'])
+    escaped = stream_of([CHUNK % '{"content":"\\n"}'])
+    for ending in (other, escaped):
+        block = (plain * others + ending) * (2000 // (others + 1) + 1)
+        splicer = Splicer(GENERATION, MODEL, PROVIDER)
+        splicer.splice(plain)
+        started = time.process_time()
+        splicer.splice(block)
+        assert time.process_time() - started < 0.15  # 2,000 events decoded one by one take 5 ms
+        assert splicer.content_events == block.count(b"\n\n") + 1
 
 
 @pytest.mark.parametrize(

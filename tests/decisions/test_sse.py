@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.wire.sse import EventCutter, LineTooLong, error_event
+from gateway.wire.cutter import EventCutter, LineTooLong
+from gateway.wire.sse import error_event
 from tests.decisions.streams import GENERATION, MODEL, PROVIDER, Event, by_the_book, byte_by_byte, outcome, parsed, spliced
 
 STREAMS = 240

@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from bench.behaviour import Behaviour
+from gateway.domain.money import usd_number
 from tests.edge.stage import FIRST, GOOD, HELLO, RAW, ROLE, SSE_HEAD, RawCall, Stage, behaving, chunk, event, sse, staged
 from tests.provider_caller import text_of
 
@@ -45,7 +46,7 @@ async def test_a_whole_answer_is_in_our_name(stage: Stage, prefix: str) -> None:
     assert (body["model"], body["provider"], body["object"]) == (GOOD, "Good", "chat.completion")
     assert body["system_fingerprint"] == "fp_simulated"
     assert (body["choices"][0]["finish_reason"], body["choices"][0]["native_finish_reason"]) == ("stop", "stop")
-    assert body["usage"]["completion_tokens"] == 16
+    assert list(body)[-1] == "usage" and body["usage"] == priced(prompt_tokens=2, completion_tokens=16)
 
 
 async def test_system_fingerprint_is_a_key_even_where_the_provider_has_none(stage: Stage) -> None:
@@ -65,7 +66,9 @@ async def test_a_stream_is_in_our_name_and_ends_with_done(stage: Stage, prefix: 
     assert {(part["model"], part["provider"]) for part in chunks} == {(GOOD, "Good")}
     finishing = [part["choices"][0] for part in chunks if part["choices"] and part["choices"][0]["finish_reason"]]
     assert [(choice["finish_reason"], choice["native_finish_reason"]) for choice in finishing] == [("stop", "stop")]
-    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] == 16
+    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"] == priced(prompt_tokens=2, completion_tokens=16)
+    assert chunks[-1]["service_tier"] == "default" and chunks[-1]["object"] == "chat.completion.chunk"  # as the provider's own said
+    assert not [part for part in chunks[:-1] if "usage" in part]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -180,6 +183,10 @@ CORPUS: dict[str, list[bytes]] = {
     "tool call with the answer's id": [event(ROLE), event({"tool_calls": [{"index": 0, "id": "up-1", "model": "raw"}]}), PLAIN[1], FINISH],
     "reasoning": [event(ROLE), event({"reasoning": "hm"}), event({"reasoning_content": "so"}), *PLAIN[1:]],
     "reasoning details": [event(ROLE), event({"reasoning_details": [{"type": "reasoning.text", "text": "x"}]}), *PLAIN[1:]],
+    "usage null in its own event": [*PLAIN, sse({"id": "up-1", "model": "raw", "choices": [], "usage": None}), PLAIN[2]],
+    "usage twice": [*PLAIN, *(sse({"id": "up-1", "model": "raw", "choices": [], "usage": USAGE, "tier": n}) for n in (1, 2))],
+    "usage in another order": [sse({"usage": USAGE, "choices": [], "x": {"a": [1]}, "id": "up-1", "model": "raw"}), *PLAIN],
+    "usage and text": [event(ROLE), say("a", usage={**USAGE, "completion_tokens": 1}), FINISH, sse({"choices": [], "usage": USAGE})],
     "usage at the end": [*PLAIN, sse({"id": "up-1", "model": "raw", "choices": [], "usage": USAGE})],
     "usage everywhere": [say("a", usage=USAGE), say("b", usage=USAGE), event({}, finish="stop", usage=USAGE)],
     "usage null until the end": [say("a", usage=None), say("b", usage=None), event({}, finish="length", usage=USAGE)],
@@ -220,8 +227,8 @@ def grammar(stream: bytes) -> list[bytes]:
     return found
 
 
-def expected(stream: bytes, generation: str) -> Iterator[dict[str, Any]]:
-    """What a caller is to read: the provider's objects up to its end, with the fields that are documented as rewritten."""
+def objects(stream: bytes) -> Iterator[dict[str, Any]]:
+    """The provider's objects up to its end, without members that are null where strict clients refuse one."""
     for data in grammar(stream):
         if data == b"[DONE]":
             return
@@ -229,13 +236,50 @@ def expected(stream: bytes, generation: str) -> Iterator[dict[str, Any]]:
             part = json.loads(data.decode())
         except ValueError:
             continue
-        if not isinstance(part, dict):
+        if isinstance(part, dict):
+            yield {name: value for name, value in part.items() if value is not None or name not in ("usage", "error", "system_fingerprint")}
+
+
+def expected(stream: bytes, generation: str) -> Iterator[dict[str, Any]]:
+    """What a caller is to read: the provider's objects with the fields that are documented as rewritten, its last count in our words."""
+    ours = {"id": generation, "model": RAW, "provider": "Raw"}
+    counts = {"prompt_tokens": 2, "completion_tokens": 0}  # "Hello" at four bytes a token
+    told: dict[str, int] = {}
+    last: dict[str, Any] | None = None
+    for part in objects(stream):
+        usage = part.pop("usage", None)
+        told = usage or told
+        if usage and not part["choices"]:
+            last = part
             continue
-        part = {name: value for name, value in part.items() if value is not None or name not in ("usage", "error", "system_fingerprint")}
+        if last is None:
+            last = {name: part[name] for name in ("object", "created") if name in part}
         for choice in part["choices"]:
             if choice.get("finish_reason"):
                 choice["native_finish_reason"] = choice["finish_reason"]
-        yield {**part, "id": generation, "model": RAW, "provider": "Raw"}
+        deltas = [choice["delta"] for choice in part["choices"]]
+        counts["completion_tokens"] += any(value for delta in deltas for name, value in delta.items() if name != "role")
+        yield {**part, **ours}
+    yield {**(last or {}), **ours, "choices": [], "usage": priced(**(told or counts))}
+
+
+def priced(*, prompt_tokens: int, completion_tokens: int, total_tokens: int = 0) -> dict[str, Any]:
+    """The contract's usage object at the harness's prices."""
+    prompt, completion = prompt_tokens * 1000, completion_tokens * 2000
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "cost": usd_number(prompt + completion),
+        "is_byok": False,
+        "prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+        "cost_details": {
+            "upstream_inference_cost": None,
+            "upstream_inference_prompt_cost": usd_number(prompt),
+            "upstream_inference_completions_cost": usd_number(completion),
+        },
+    }
 
 
 def cuts(body: bytes, rng: random.Random) -> list[bytes]:

@@ -24,6 +24,7 @@ import pytest
 from bench.behaviour import Behaviour
 from bench.provider import Provider
 from gateway.domain.keys import KeyRecord, digest, label, new_secret
+from gateway.link.messages import Grant, Want
 from gateway.link.pulse import ChildArgs
 from gateway.link.runtime import LINK, RuntimeDir
 from gateway.link.server import LinkServer
@@ -184,6 +185,9 @@ class Stand:
         self.keys[record.digest] = msgspec.structs.replace(record, **changed)
         return secret
 
+    def _grant(self, edge: str, want: Want) -> None:
+        self.link.send_to(edge, Grant(want.resource, 10**12))
+
     async def open_link(self, control: str) -> None:
         async def find(digests: Iterable[str]) -> dict[str, KeyRecord]:
             return {each: self.keys[each] for each in digests if each in self.keys}
@@ -198,6 +202,7 @@ class Stand:
             on_joined=lambda _: self.joined.set(),
             on_left=lambda _: None,
             on_report=lambda *_: None,
+            on_want=self._grant,
             log=Log("control"),
         )
         await self.link.start()

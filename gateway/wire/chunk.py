@@ -1,0 +1,51 @@
+"""The members of a streamed event that we act on; all else is skipped, not built.
+
+Source: OpenAI and OpenRouter chunk shapes, read 2026-11.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+
+class Delta(msgspec.Struct, frozen=True, gc=False):
+    """What an event adds. Reasoning and tool calls are content: tokens were made."""
+
+    role: str | UnsetType | None = UNSET
+    content: str | list[Raw] | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    reasoning_details: list[Raw] | UnsetType | None = UNSET
+    refusal: str | None = None
+    tool_calls: list[Raw] | UnsetType | None = UNSET
+    function_call: Raw = Raw()
+    images: list[Raw] | None = None
+    audio: Raw = Raw()
+
+    def adds(self) -> bool:
+        return bool(
+            self.content
+            or self.reasoning
+            or self.reasoning_content
+            or self.tool_calls
+            or self.reasoning_details
+            or self.refusal
+            or self.images
+            or len(self.function_call) > 4  # longer than null
+            or len(self.audio) > 4
+        )
+
+
+class ChunkChoice(msgspec.Struct, frozen=True, gc=False):
+    index: int | UnsetType = UNSET
+    delta: Delta | None = None
+    text: str | None = None  # legacy completions
+    finish_reason: str | UnsetType | None = UNSET
+
+
+class Chunk(msgspec.Struct, frozen=True, gc=False):
+    choices: list[ChunkChoice] | None = None
+    usage: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
+    provider: Raw | UnsetType = UNSET
