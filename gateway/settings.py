@@ -217,6 +217,8 @@ def _toml(path: Path, findings: Findings) -> dict[str, Any] | None:
         findings.error(Place(str(path)), f"not UTF-8 at byte {error.start}")
     except RecursionError:
         findings.error(Place(str(path)), "nested too deeply")
+    except ValueError as error:  # Python's own limit on the digits of a number
+        findings.error(Place(str(path)), f"not TOML: {str(error).partition(';')[0]}")
     except OSError as error:
         findings.error(Place(str(path)), f"cannot be read: {error.strerror}")
     return None
@@ -254,7 +256,7 @@ def _from_text(kind: Any, text: str) -> Any:
         return value
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # also Python's own limit on the digits of a number
         return text
 
 

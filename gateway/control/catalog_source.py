@@ -43,12 +43,17 @@ class CatalogSource:
         self._reloading = asyncio.Lock()
 
     async def reload(self) -> Reloaded:
-        """Read again, also which files there are. Raises CatalogRefused. Other settings keep the values of the start."""
+        """Read again, also which files there are. Raises CatalogRefused. Other settings keep the values of the start.
+
+        Without any model it is refused too: files are empty while an editor writes them.
+        """
         async with self._reloading:
             try:
                 catalog, warnings = await asyncio.to_thread(self._read)
             except ConfigError as error:
                 raise CatalogRefused(error.problems) from None
+            if not catalog.models and self.catalog.models:
+                raise CatalogRefused(warnings)
             changed = catalog.revision != self.catalog.revision
             self.catalog = catalog
             self.on_catalog(catalog)

@@ -21,7 +21,7 @@ from gateway.ledger.book import Book, Hold, LeaseShort
 from gateway.link.messages import Back, Grant, Journaled, Standing, Want
 from gateway.wire.envelope import Envelope
 
-STRICT_UNDER_HOLDS = 10  # below this many holds the prompt is held at a token per byte, which no tokenizer exceeds
+RENEW_UNDER_HOLDS = 10
 MESSAGE_TOKENS = 16  # what a chat template may add around each message
 WAIT_S = 5.0  # how long control may take over a lease
 REFUSAL_S = 1.0  # how long a refusal stands without asking again, unless control says that there is more
@@ -36,26 +36,28 @@ Send = Callable[[Want | Back | Standing | Journaled], None]
 class Quote(msgspec.Struct, frozen=True):
     """The most that a request can cost, whichever of its endpoints serves it. Amounts in nanos."""
 
-    likely_nanos: int  # the prompt at four bytes a token
-    strict_nanos: int  # the prompt at one byte a token
+    nanos: int
     completion_tokens: int
-    prompt_tokens: int  # strictly counted
+    prompt_tokens: int  # one a byte, which no tokenizer exceeds
     dearest: Choice
     images: int
 
 
 def quote(envelope: Envelope, choices: Sequence[Choice]) -> Quote:
-    """What to hold for these choices."""
+    """What to hold for these choices.
+
+    The prompt is held at a token per byte however large the balance: at an estimate, as many callers at once as a
+    balance has holds for could spend four times of it.
+    """
     framing = MESSAGE_TOKENS * max(1, envelope.messages)
-    strict_tokens = envelope.prompt_bytes_max + framing
-    strict, dearest, completion = -1, choices[0], 0
+    prompt_tokens = envelope.prompt_bytes_max + framing
+    most, dearest, completion = -1, choices[0], 0
     for choice in choices:
         tokens = completion_max(envelope, choice.model, choice.endpoint)
-        nanos = choice.worst.nanos(strict_tokens, tokens, envelope.images)
-        if nanos > strict:
-            strict, dearest, completion = nanos, choice, tokens
-    likely = dearest.worst.nanos(-(-envelope.prompt_bytes_max // 4) + framing, completion, envelope.images)
-    return Quote(likely, strict, completion, strict_tokens, dearest, envelope.images)
+        nanos = choice.worst.nanos(prompt_tokens, tokens, envelope.images)
+        if nanos > most:
+            most, dearest, completion = nanos, choice, tokens
+    return Quote(most, completion, prompt_tokens, dearest, envelope.images)
 
 
 def completion_max(envelope: Envelope, model: Model, endpoint: Endpoint) -> int:
@@ -181,13 +183,13 @@ class Admission:
         if key.limit_nanos is not None:
             names = (*names, resources.key_limit(key.digest, key.limit_reset, time.time()))
             available = min(available, book.available(names[1]))
-        nanos = quote.likely_nanos if available >= STRICT_UNDER_HOLDS * quote.strict_nanos else quote.strict_nanos
+        nanos = quote.nanos
         try:
             hold = book.hold(names, nanos, self._now())
         except LeaseShort as short:
             self._short(waiter, short)
             return
-        low = available - nanos < max(STRICT_UNDER_HOLDS * nanos, self._renew_under.get(names[0], 0))
+        low = available - nanos < max(RENEW_UNDER_HOLDS * nanos, self._renew_under.get(names[0], 0))
         for name in names:
             self._spent[name] = self._spent.get(name, 0) + nanos
             if low and name not in self._asked and name not in self._refused and name not in self._sated:
@@ -203,11 +205,11 @@ class Admission:
         else:
             self._waiting.setdefault(short.resource, deque()).append(waiter)
             if short.resource not in self._asked:
-                self._ask(short.resource, short.missing_nanos, waiter.quote.strict_nanos)
+                self._ask(short.resource, short.missing_nanos, waiter.quote.nanos)
 
     def _ask(self, resource: str, at_least: int, hold_nanos: int) -> None:
         self._asked[resource] = at_least
-        waiting = sum(waiter.quote.strict_nanos for waiter in self._waiting.get(resource, ()))
+        waiting = sum(waiter.quote.nanos for waiter in self._waiting.get(resource, ()))
         ahead = max(self._demand.get(resource, 0) * DEMAND_S, AHEAD_HOLDS * hold_nanos)
         self._send(Want(resource=resource, at_least=at_least, demand=ahead + waiting))
 

@@ -46,34 +46,10 @@ class Edge:
         self._welcomed = asyncio.Event()
         runtime = RuntimeDir(Path(settings.server.runtime_dir))
         self._telemetry = Telemetry()
-        self._link = LinkClient(
-            address=runtime.socket(LINK),
-            slot=args.slot,
-            incarnation=args.incarnation,
-            pid=os.getpid(),
-            samples=self._telemetry.samples,
-            on_welcome=self._on_welcome,
-            on_key_changed=lambda digest, key: self._keys.change(digest, key),
-            on_catalog=self._on_catalog,
-            on_lost=self._on_lost,
-            on_grant=lambda grant: self._admission.on_grant(grant),
-            on_recall=lambda resource: self._admission.on_recall(resource),
-            on_funded=lambda resource: self._admission.on_funded(resource),
-            on_committed=self._on_committed,
-            on_refused=lambda reason: log.error("control_refused", reason=reason),
-        )
+        self._link = self._make_link(runtime)
         self._keys = Keys(self._link)
         self._admission = Admission(book=Book(), send=self._link.send, now=loop.time)
-        self._journal = Journal(
-            Path(settings.journal.dir),
-            slot=args.slot,
-            incarnation=args.incarnation,
-            fsync=settings.journal.fsync,
-            fsync_s=settings.journal.fsync_ms / 1000,
-            bytes_max=settings.journal.bytes_max // args.workers,
-            on_appended=self._on_appended,
-            log=log,
-        )
+        self._journal = self._make_journal()
         self._told_control = False  # that records wait
         self._snapshots = Snapshots()
         self._providers = Providers(telemetry=self._telemetry, calls_max=max(1, settings.upstream.inflight_max // args.workers))
@@ -99,14 +75,10 @@ class Edge:
         self._pulse = Pulse(
             args.pulse_fd,
             interval_s=pulse_interval_s(settings.server.hang_s),
-            is_ready=lambda: self._server.listening,
+            is_ready=lambda: self._server.listening and not self._journal.failed,
             on_orphaned=self._on_orphaned,
         )
-        self._lag = self._telemetry.histogram("gateway_loop_lag_seconds", "edge")
-        self._dropped = self._telemetry.counter("gateway_log_dropped_total", "edge")
-        self._telemetry.gauge("gateway_connections", lambda: {(): self._server.connections})
-        self._telemetry.gauge("gateway_inflight_requests", lambda: {(): self._server.inflight})
-        self._telemetry.gauge("gateway_inflight_attempts", self._providers.calls)
+        self._declare_figures()
 
     async def run(self) -> None:
         self._pulse.start()
@@ -128,9 +100,48 @@ class Edge:
         await self._server.drain()
         await self._providers.close()
         await self._control.close()
+        self._journal.retry()
         await self._journal.close()
         await self._link.stop()
         self._pulse.stop()
+
+    def _make_link(self, runtime: RuntimeDir) -> LinkClient:
+        return LinkClient(
+            address=runtime.socket(LINK),
+            slot=self._args.slot,
+            incarnation=self._args.incarnation,
+            pid=os.getpid(),
+            samples=self._telemetry.samples,
+            on_welcome=self._on_welcome,
+            on_key_changed=lambda digest, key: self._keys.change(digest, key),
+            on_catalog=self._on_catalog,
+            on_lost=self._on_lost,
+            on_grant=lambda grant: self._admission.on_grant(grant),
+            on_recall=lambda resource: self._admission.on_recall(resource),
+            on_funded=lambda resource: self._admission.on_funded(resource),
+            on_committed=self._on_committed,
+            on_refused=lambda reason: self._log.error("control_refused", reason=reason),
+        )
+
+    def _make_journal(self) -> Journal:
+        journal = self._settings.journal
+        return Journal(
+            Path(journal.dir),
+            slot=self._args.slot,
+            incarnation=self._args.incarnation,
+            fsync=journal.fsync,
+            fsync_s=journal.fsync_ms / 1000,
+            bytes_max=journal.bytes_max // self._args.workers,
+            on_appended=self._on_appended,
+            log=self._log,
+        )
+
+    def _declare_figures(self) -> None:
+        self._lag = self._telemetry.histogram("gateway_loop_lag_seconds", "edge")
+        self._dropped = self._telemetry.counter("gateway_log_dropped_total", "edge")
+        self._telemetry.gauge("gateway_connections", lambda: {(): self._server.connections})
+        self._telemetry.gauge("gateway_inflight_requests", lambda: {(): self._server.inflight})
+        self._telemetry.gauge("gateway_inflight_attempts", self._providers.calls)
 
     def _on_welcome(self, catalog: Catalog, control: str) -> None:
         self._keys.forget()
@@ -169,6 +180,7 @@ class Edge:
         self._providers.sweep()
         self._control.sweep()
         self._admission.sweep()
+        self._journal.retry()
         self._dropped.value = float(self._log.dropped)
         self._loop.call_later(SWEEP_S, self._sweep)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from gateway.domain.errors import BadRequest, BodyTooLarge, CallerTimeout, GatewayError, HeadersTooLarge, UriTooLong, envelope
 from gateway.edge.deadline import Deadline
-from gateway.edge.door import Door, Exchange
+from gateway.edge.door import DRAIN_IDLE_S, Door, Exchange
 from gateway.edge.heads import CHUNKED, HEAD_BYTES_MAX, LINE_BYTES_MAX, HeadReader, RequestHead, body_length
 from gateway.edge.responses import CONTINUE, LAST_CHUNK, answer_head, chunk, error_headers, stream_head
 from gateway.settings import Server
@@ -223,7 +223,7 @@ class CallerConnection(asyncio.Protocol):
         self._exchange = None
         if self._transport is None:
             return
-        ending = not self._keep_alive or self._eof or self._door.draining
+        ending = not self._keep_alive or self._eof
         if self._reading_body or (ending and self._ahead):  # answered while the caller still sends
             self._linger()
         elif ending:
@@ -232,7 +232,7 @@ class CallerConnection(asyncio.Protocol):
             self._await_request()
 
     def _await_request(self) -> None:
-        self._await_until(self._settings.client_idle_s, self.close)
+        self._await_until(DRAIN_IDLE_S if self._door.draining else self._settings.client_idle_s, self.close)
         if self._ahead:
             # From the loop, not from here: ten thousand pipelined requests are not ten thousand stack frames.
             self._loop.call_soon(self._on_ahead)

@@ -10,6 +10,8 @@ from gateway.edge.heads import RequestHead
 if TYPE_CHECKING:
     from gateway.edge.caller import CallerConnection
 
+DRAIN_IDLE_S = 2.0  # at a drain: how long a connection that was promised to be kept may take to ask once more
+
 
 class Exchange(Protocol):
     """What a connection asks of the thing that answers a request."""

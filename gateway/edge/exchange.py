@@ -176,7 +176,7 @@ class InferenceExchange:
             self._attempt = attempt
             self.attempts.append(attempt)
             try:
-                attempt.start(self.envelope.body_for(endpoint.upstream_model))
+                attempt.start(self.envelope.body_for(endpoint.upstream_model, choice.limit_name))
             except Overloaded as full:
                 attempt.outcome = full.code
                 self._last_error = full

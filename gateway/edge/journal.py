@@ -2,12 +2,15 @@
 
 `write` alone survives the death of every process of ours; how soon the disk has it is `[journal] fsync`. A lock on the
 file tells control that this edge lives: the kernel gives it back when the edge dies, however it dies. A failed write
-or sync closes the journal for good, and with it admission: nothing is served that could be forgotten.
+or sync closes the journal, and with it admission: nothing is served that could be forgotten. What was served already
+and could not be written waits in memory; once a second a new file is tried, and gets it first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Callable
@@ -51,6 +54,7 @@ class Journal:
         self._fd = -1
         self._sizes: dict[int, int] = {}  # bytes per file, from the one that control is reading to the one being written
         self._failed = False
+        self._unwritten: list[bytes] = []  # records of what was served before the failure was known
         self._batch: list[bytes] = []
         self._thens: list[Callable[[], None]] = []
         self._unsynced: list[Callable[[], None]] = []
@@ -84,31 +88,66 @@ class Journal:
             self._loop.call_soon(self._write_batch)
 
     def _write_batch(self) -> None:
-        data, thens = b"".join(self._batch), self._thens
-        if not data:
+        batch, thens = self._batch, self._thens
+        if not batch:
             return
         self._batch, self._thens = [], []
+        left = self._write(batch)
+        self._unwritten += left
+        if self._fsync == "always" and not left:
+            self._unsynced += thens
+            return
+        # When there is some left: these answers were made and paid for, and it is not the callers' fault that we cannot note them.
+        for then in thens:
+            then()
+
+    def _write(self, batch: list[bytes]) -> list[bytes]:
+        """Append these records; what remains of them when the journal failed over it."""
+        data = b"".join(batch)
         try:
             if self._sizes[self._number] + len(data) > ROTATE_BYTES:
                 self._open_next()
-            if os.write(self._fd, data) != len(data):
-                raise OSError("short write")
+            written = os.write(self._fd, data)
+            if written != len(data):
+                self._fail(OSError(errno.ENOSPC, "short write"))
         except OSError as error:
-            # These answers were made and paid for: it is not the callers' fault that we cannot note them.
+            written = 0
             self._fail(error)
-        else:
-            self._sizes[self._number] += len(data)
-            self.pending_bytes += len(data)
+        left = list(batch)
+        whole = 0
+        while left and whole + len(left[0]) <= written:
+            whole += len(left.pop(0))
+        if written > whole:  # cut off the begun record: what is there stays readable to its end
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._sizes[self._number] + whole)
+        if whole:
+            self._sizes[self._number] += whole
+            self.pending_bytes += whole
             self._dirty = True
-            if self._fsync == "always":
-                self._unsynced += thens
-                thens = []
-                self._sync_soon(0.0)
-            elif self._fsync == "batch":
-                self._sync_soon(self._fsync_s)
+            if self._fsync != "never":
+                self._sync_soon(0.0 if self._fsync == "always" else self._fsync_s)
             self._on_appended()
-        for then in thens:
-            then()
+        return left
+
+    @property
+    def failed(self) -> bool:
+        return self._failed
+
+    def retry(self) -> None:
+        """After a failure, once a second: a new file, and what waits in memory goes first."""
+        if not self._failed:
+            return
+        try:
+            if self._sizes[self._number]:
+                self._open_next()
+        except OSError:
+            return
+        waiting = len(self._unwritten)
+        if waiting:
+            self._unwritten = self._write(self._unwritten)
+        if not self._unwritten:
+            self._failed = False
+            self._log.info("journal_recovered", records=waiting)
 
     def committed(self, file: str, offset: int) -> None:
         """Control has everything of `file` up to `offset` in the store."""
@@ -134,15 +173,23 @@ class Journal:
     def _open_next(self) -> None:
         path = self._folder / f"{self._stem}.{self._number + 1}"
         unnamed = self._folder / f".{path.name}"
-        fd = os.open(unnamed, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        unnamed.rename(path)  # control must never see it without the lock: it would take us for dead
+        fd = os.open(unnamed, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unnamed.rename(path)  # control must never see it without the lock: it would take us for dead
+        except OSError:
+            os.close(fd)
+            raise
         old, self._fd = self._fd, fd
         self._number += 1
         self._sizes[self._number] = 0
         if old >= 0:
-            os.fdatasync(old)
-            os.close(old)
+            try:
+                os.fdatasync(old)
+            except OSError as error:
+                self._fail(error)
+            finally:
+                os.close(old)
 
     def _sync_soon(self, delay_s: float) -> None:
         if self._sync is None:
@@ -166,7 +213,7 @@ class Journal:
                 then()
         finally:
             self._sync = None
-            if self._dirty and not self._failed:  # appended while the disk was busy: the next group
+            if self._dirty:  # appended while the disk was busy: the next group, and after a failure too, for callers wait
                 self._sync_soon(delay_s)
 
     def _fail(self, error: OSError) -> None:

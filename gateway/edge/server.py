@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from gateway.domain.errors import GatewayError, MethodNotAllowed, Overloaded
 from gateway.edge.caller import CallerConnection
-from gateway.edge.door import Exchange
+from gateway.edge.door import DRAIN_IDLE_S, Exchange
 from gateway.edge.exchange import InferenceExchange
 from gateway.edge.heads import RequestHead
 from gateway.edge.parts import Parts
@@ -35,7 +35,6 @@ CONTROL_ROUTE = "control"
 REFUSED_ROUTE = "refused"  # before a path was known
 DESCRIPTORS_OWN = 64  # for everything that is neither a caller nor a call made for one
 DESCRIPTORS_MAX = 1 << 20
-IDLE_GRACE_S = 2.0  # at a drain: how long a kept connection may take to ask once more
 
 
 class _Immediate:
@@ -109,7 +108,7 @@ class EdgeServer:
         if self._server is not None:
             self._server.close()
         # A kept connection is closed with its next answer; closing it under a request on its way would lose that.
-        idle_s = min(IDLE_GRACE_S, self._settings.drain_s)
+        idle_s = min(DRAIN_IDLE_S, self._settings.drain_s)
         if await self._all_closed_within(idle_s):
             return
         for caller in list(self._callers):

@@ -76,6 +76,12 @@ class Choice(msgspec.Struct, frozen=True):
     model: Model
     endpoint: Endpoint
     worst: Worst
+    limit_name: str | None  # the only name of the token limit that it knows; None: both, or nobody said
+
+
+def _limit_name(endpoint: Endpoint) -> str | None:
+    known = [name for name in ("max_tokens", "max_completion_tokens") if name in endpoint.supported_parameters]
+    return known[0] if len(known) == 1 else None
 
 
 class Snapshots:
@@ -88,7 +94,11 @@ class Snapshots:
     def replace(self, catalog: Catalog, in_service: Callable[[Endpoint], bool]) -> None:
         """Take over a catalog; endpoints whose provider cannot be reached are left out of every order."""
         self._order = {
-            model.id: [Choice(model, endpoint, worst(endpoint.price)) for endpoint in by_price(model) if in_service(endpoint)]
+            model.id: [
+                Choice(model, endpoint, worst(endpoint.price), _limit_name(endpoint))
+                for endpoint in by_price(model)
+                if in_service(endpoint)
+            ]
             for model in catalog.models.values()
         }
         self.catalog = catalog

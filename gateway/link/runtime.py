@@ -6,12 +6,16 @@ Socket paths over 107 bytes do not fit into a unix address; for those the direct
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 LINK = "link.sock"  # edge <-> control messages
 PUBLIC = "public.sock"  # HTTP relayed for callers
 ADMIN = "admin.sock"  # HTTP for the command line and the supervisor: never reachable by callers
+LOCK = "supervisor.lock"
 
 UNIX_PATH_BYTES_MAX = 107
 
@@ -24,6 +28,19 @@ class RuntimeDir:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.chmod(0o700)
         self._fd: int | None = None
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Makes this process the directory's supervisor. Raises BlockingIOError when another one is, OSError.
+
+        Two gateways in one directory would join each other's edges, and take each other's sockets away.
+        """
+        fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(fd)  # the file stays: removing it would let two owners in
 
     def socket(self, name: str) -> str:
         """An address usable for bind and connect in this process."""

@@ -68,7 +68,7 @@ class Supervisor:
             raise CannotStart(str(error)) from None
         except OSError as error:
             raise CannotStart(f"cannot use {server.runtime_dir} ([server] runtime_dir): {error.strerror}") from None
-        with contextlib.closing(self._listeners), self._signals():
+        with contextlib.closing(self._listeners), _owned(runtime), self._signals():
             async with Admin(runtime.socket(ADMIN)) as self._admin:
                 self._reporter = Reporter(self._admin, self._starts, self._log)
                 self._make_slots()
@@ -278,3 +278,13 @@ class Supervisor:
 
 def _nobody_to_tell(_: Child) -> None:
     """A dead control left no journal."""
+
+
+@contextlib.contextmanager
+def _owned(runtime: RuntimeDir) -> Iterator[None]:
+    with contextlib.ExitStack() as owning:
+        try:
+            owning.enter_context(runtime.owned())
+        except BlockingIOError:
+            raise CannotStart(f"another gateway runs in {runtime.path} ([server] runtime_dir)") from None
+        yield

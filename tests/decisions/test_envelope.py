@@ -378,3 +378,18 @@ def test_hostile_bodies_cost_no_more_than_their_size(name: str) -> None:
     started = time.process_time()
     read()
     assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    ("sent", "known", "forwarded"),
+    [
+        ("max_tokens", "max_completion_tokens", {"max_completion_tokens": 7}),
+        ("max_completion_tokens", "max_tokens", {"max_tokens": 7}),
+        ("max_tokens", "max_tokens", {"max_tokens": 7}),
+        ("max_tokens", None, {"max_tokens": 7}),
+    ],
+)
+def test_the_token_limit_goes_under_the_name_that_the_endpoint_knows(sent: str, known: str | None, forwarded: dict[str, int]) -> None:
+    body = json.dumps({"model": "a/b", sent: 7, "messages": [{"role": "user", "content": "x"}]}).encode()
+    found = json.loads(parse(body, "chat").body_for("b", known))
+    assert {name: value for name, value in found.items() if name.startswith("max_")} == forwarded
