@@ -14,6 +14,7 @@ TRAILERS_BYTES_MAX = 8192  # all of them together
 CHUNK_OVERHEAD_BYTES_MAX = 65536
 
 _END = b"0\r\n\r\n"  # the last chunk, without trailers
+_SIZES = {b"%x" % size: size for size in range(1, 4096)}  # of nearly all chunks: looked up in half the time it takes to read them
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 
@@ -52,32 +53,42 @@ class Dechunker:
 
     def feed(self, data: bytes) -> bytes:
         """The payload in `data`. Raises FramingError; never returns what follows the message."""
-        if self._state == self._SIZE and not self._pending:
-            payload = self._whole_chunk(data)
-            if payload is not None:
-                return payload
-        return self._feed(data)
+        if self._state != self._SIZE or self._pending:
+            return self._feed(data)
+        payload: list[bytes] = []
+        at = self._whole_chunks(data, payload)
+        if at < len(data):
+            if data.find(_END, at) == at == len(data) - len(_END):
+                self.done = True
+            else:
+                payload.append(self._feed(data[at:]))
+        return payload[0] if len(payload) == 1 else b"".join(payload)
 
-    def _whole_chunk(self, data: bytes) -> bytes | None:
-        """The common case: `data` is exactly one chunk, or one and the end of the message."""
-        line_end = data.find(b"\r\n", 0, CHUNK_SIZE_DIGITS_MAX + 2)
-        if line_end <= 0:
-            return None
-        digits = data[:line_end]
-        if not _HEX.issuperset(digits):
-            return None
-        size = int(digits, 16)
-        end = line_end + 2 + size
-        if size == 0 or len(data) > end + 2 + len(_END):
-            return None
-        tail = data[end:]
-        if tail == b"\r\n" + _END:
-            self.done = True
-        elif tail != b"\r\n":
-            return None
-        self._weigh(line_end)
+    def _whole_chunks(self, data: bytes, payload: list[bytes]) -> int:
+        """The common case: `data` is chunks, as a rule one per event; where they end."""
+        at, end = 0, len(data)
+        spare = self._payload_bytes + CHUNK_OVERHEAD_BYTES_MAX - self._overhead  # see `_weigh`
+        while at < end:
+            line_end = data.find(b"\r\n", at, at + CHUNK_SIZE_DIGITS_MAX + 2)
+            digits = data[at : max(at, line_end)]
+            size = _SIZES.get(digits)
+            if size is None:
+                if not digits or not _HEX.issuperset(digits):
+                    break
+                size = int(digits, 16)
+            data_end = line_end + 2 + size
+            if size == 0 or data[data_end : data_end + 2] != b"\r\n":
+                break
+            spare -= line_end - at + 4
+            if spare < 0:
+                raise FramingError("framing outweighs data")
+            spare += size
+            payload.append(data[line_end + 2 : data_end])
+            at = data_end + 2
+        size = sum(map(len, payload))
         self._payload_bytes += size
-        return data[line_end + 2 : end]
+        self._overhead += at - size
+        return at
 
     def _feed(self, data: bytes) -> bytes:
         if self._pending:
