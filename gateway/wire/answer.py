@@ -23,11 +23,22 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     finish_reason: str | None
     native_finish_reason: str | None
     usage: bytes | None  # the provider's usage object
-    content_bytes: int = 0  # of text, counted only where there is no usage
+    choices: msgspec.Raw = msgspec.Raw()  # as the provider wrote them
 
     def render(self, usage: bytes) -> bytes:
         """The body with this `usage` object."""
         return self.body[:-1] + b',"usage":' + usage + b"}"
+
+    @property
+    def content_bytes(self) -> int:
+        """Bytes of text made; where that is not plain text (tool calls, parts), of the JSON that carries it."""
+        try:
+            choices = _choices_decoder.decode(self.choices)
+        except msgspec.ValidationError:
+            return len(self.choices)
+        said = sum([len((each.text or "").encode()) + (each.message.text_bytes() if each.message is not None else 0) for each in choices])
+        carried = any(each.message is not None and each.message.tool_calls for each in choices)
+        return said or (len(self.choices) if carried else 0)
 
 
 class _Message(msgspec.Struct, frozen=True, gc=False):
@@ -95,7 +106,7 @@ def _rewritten(body: bytes, generation_id: str, model: str, provider: str) -> An
     raw = fields["choices"]
     usage = fields.get("usage")
     told = bytes(usage) if usage is not None and is_filled_object(usage) else None
-    native, choices, content_bytes = _choices(raw, count=told is None)
+    native, choices = _choices(raw)
     pieces: list[bytes | msgspec.Raw] = [
         b'{"id":"', generation_id.encode(), b'","provider":', _encode(provider), b',"model":', _encode(model)
     ]  # fmt: skip
@@ -106,30 +117,23 @@ def _rewritten(body: bytes, generation_id: str, model: str, provider: str) -> An
         pieces.append(b',"system_fingerprint":null')
     pieces += (b',"choices":', choices, b"}")
     return Answer(
-        b"".join(pieces), id_of(fields["id"]) if "id" in fields else "", normal_finish(native), native, told, content_bytes
+        b"".join(pieces), id_of(fields["id"]) if "id" in fields else "", normal_finish(native), native, told, raw
     )  # fmt: skip
 
 
-def _choices(raw: msgspec.Raw, *, count: bool) -> tuple[str | None, bytes | msgspec.Raw, int]:
-    """The native finish reason, the choices by the contract, and, where asked to count, the bytes of text in them."""
+def _choices(raw: msgspec.Raw) -> tuple[str | None, bytes | msgspec.Raw]:
+    """The native finish reason, and the choices by the contract."""
     try:
         choices = _choices_decoder.decode(raw)
     except msgspec.ValidationError:  # of unusual types
         normalised = normalised_choices(raw)
         if not normalised:
             raise NotAnAnswer from None
-        return _text(normalised[0].get("native_finish_reason")), _encode(normalised), len(raw)
+        return _text(normalised[0].get("native_finish_reason")), _encode(normalised)
     if not choices:
         raise NotAnAnswer
     first = choices[0]
     native, message = first.finish_reason, first.message
-    content_bytes = 0
-    if count:
-        content_bytes = sum(
-            [len((each.text or "").encode()) + (each.message.text_bytes() if each.message is not None else 0) for each in choices]
-        )
-        if message is not None and message.tool_calls:
-            content_bytes = content_bytes or len(raw)
     # The common form needs one insertion, behind a member that stands there once: texts hold no bare quotes.
     if (
         len(choices) == 1
@@ -143,8 +147,8 @@ def _choices(raw: msgspec.Raw, *, count: bool) -> tuple[str | None, bytes | msgs
         for colon in (b":", b": "):
             member = b'"finish_reason"%b"%b"' % (colon, native.encode())
             if text.count(member) == 1:
-                return native, text.replace(member, b'%b,"native_finish_reason":"%b"' % (member, native.encode())), content_bytes
-    return native, _encode(normalised_choices(raw)), content_bytes
+                return native, text.replace(member, b'%b,"native_finish_reason":"%b"' % (member, native.encode()))
+    return native, _encode(normalised_choices(raw))
 
 
 def _text(value: object) -> str | None:

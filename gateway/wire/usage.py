@@ -38,7 +38,7 @@ class _CompletionDetails(msgspec.Struct, frozen=True, gc=False):
 
 class _Reported(msgspec.Struct, frozen=True, gc=False):
     prompt_tokens: _Count
-    completion_tokens: _Count = 0
+    completion_tokens: _Count
     total_tokens: _Count | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
