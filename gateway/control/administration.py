@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from gateway.control.passwords import FORM
-from gateway.control.store import Account, Key, LedgerReport, LimitReset, Store
+from gateway.control.store import Account, Key, LedgerReport, Store
 from gateway.domain import resources
 from gateway.domain.errors import BadRequest
 from gateway.domain.keys import KeyRecord, digest, label, new_secret
@@ -38,7 +38,7 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     account_id: str
     name: str
     limit: str | None = None  # USD
-    limit_reset: LimitReset | None = None
+    limit_reset: resources.LimitReset | None = None
     management: bool = False
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import Literal
 
 import msgspec
 
 from gateway.domain.errors import Unauthenticated
+from gateway.domain.resources import LimitReset
 
 PREFIX = "sk-or-v1-"
 SECRET_BYTES_MAX = 512  # of what a caller presents
@@ -25,7 +25,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     disabled: bool = False
     expires_at_s: int | None = None  # unix seconds; None: never
     limit_nanos: int | None = None  # what may be spent per window; None: no limit of its own
-    limit_reset: Literal["daily", "weekly", "monthly"] | None = None  # None: the window is all time
+    limit_reset: LimitReset | None = None  # None: the window is all time
 
 
 def new_secret() -> str:

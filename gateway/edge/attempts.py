@@ -161,6 +161,10 @@ class Attempt:
             )
         )
 
+    def _fail_with_event(self, error: bytes) -> None:
+        """An error object inside a 200."""
+        self._fail(refusal.from_event(error, provider=self.upstream.provider.name, secret=self.upstream.secret, now_s=time.time()))
+
     def _fail(self, error: GatewayError) -> None:
         """Before the first content byte: told to the exchange, which may go elsewhere."""
         if self.ended:
@@ -201,11 +205,10 @@ class AnswerAttempt(Attempt):
         try:
             answer = rewrite(body, exchange.generation_id, self.model.id, self.upstream.provider.name)
         except NotAnAnswer as wrong:
-            self._fail(
-                UpstreamGarbage("Provider's answer is not a completion", provider_status=200)
-                if wrong.error is None
-                else refusal.from_event(wrong.error, provider=self.upstream.provider.name, secret=self.upstream.secret, now_s=time.time())
-            )
+            if wrong.error is None:
+                self._fail(UpstreamGarbage("Provider's answer is not a completion", provider_status=200))
+            else:
+                self._fail_with_event(wrong.error)
             return
         self._answer = answer
         self.usage = answer.usage

@@ -86,7 +86,7 @@ class InferenceExchange:
             self._authenticate()
 
     def on_body_refused(self, error: GatewayError) -> None:
-        self._refuse(error)
+        self._fail(error)
 
     def _authenticate(self) -> None:
         if self._asked:
@@ -95,7 +95,7 @@ class InferenceExchange:
         try:
             secret = presented_secret(self.head.headers.get("Authorization"), self.head.headers.get("x-api-key"))
         except Unauthenticated as error:
-            self._refuse(error)
+            self._fail(error)
             return
         self.parts.keys.find(digest(secret), self._on_key)
 
@@ -103,15 +103,15 @@ class InferenceExchange:
         if self.finished:
             return
         if unavailable:
-            self._refuse(StoreUnavailable("keys cannot be checked now; try again", retry_after_s=1.0))
+            self._fail(StoreUnavailable("keys cannot be checked now; try again", retry_after_s=1.0))
         elif key is None:
-            self._refuse(Unauthenticated("User not found."))
+            self._fail(Unauthenticated("User not found."))
         elif key.disabled or (key.expires_at_s is not None and key.expires_at_s <= time.time()):
             self.key = key
-            self._refuse(Unauthenticated("This key is disabled or has expired"))
+            self._fail(Unauthenticated("This key is disabled or has expired"))
         elif key.management:
             self.key = key
-            self._refuse(Forbidden("Management keys cannot be used for inference; create an API key"))
+            self._fail(Forbidden("Management keys cannot be used for inference; create an API key"))
         else:
             self.key = key
             if self._body is not None:
@@ -127,7 +127,7 @@ class InferenceExchange:
             envelope = self.envelope = parse(body, self.kind)
             self._choices = self._rank(envelope)
         except GatewayError as error:
-            self._refuse(error)
+            self._fail(error)
             return
         self.streaming = envelope.stream
         self.created_s = int(time.time())
@@ -283,9 +283,6 @@ class InferenceExchange:
         self._fail(Draining("The gateway is shutting down", retry_after_s=1.0))
 
     # 8. The end, once.
-
-    def _refuse(self, error: GatewayError) -> None:
-        self._fail(error)
 
     def _fail(self, error: GatewayError) -> None:
         if self.finished:

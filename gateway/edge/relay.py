@@ -6,7 +6,6 @@ one error event ends them.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from multidict import CIMultiDictProxy
@@ -15,7 +14,6 @@ from gateway.domain.catalog import Endpoint, Model
 from gateway.domain.errors import GatewayError, StreamBroken, StreamStalled, UpstreamFault, UpstreamGarbage
 from gateway.edge.attempts import Attempt
 from gateway.edge.providers import Upstream
-from gateway.wire import refusal
 from gateway.wire.completion import normal_finish
 from gateway.wire.cutter import EventCutter, LineTooLong
 from gateway.wire.sse import Splicer
@@ -119,9 +117,7 @@ class StreamAttempt(Attempt):
         if splicer.error is not None:
             if self.committed and events:
                 exchange.stream(events)
-            self._fail(
-                refusal.from_event(splicer.error, provider=self.upstream.provider.name, secret=self.upstream.secret, now_s=time.time())
-            )
+            self._fail_with_event(splicer.error)
         elif splicer.done:
             self._on_done(events)
         elif self.committed:

@@ -14,9 +14,9 @@ from aiohttp import web
 
 from gateway.control.api.auth import Authentication
 from gateway.control.api.http import API_PREFIXES, answer, iso_time
-from gateway.control.store import Credits, Key, KeyUsage, LimitReset, Store
+from gateway.control.store import Credits, Key, KeyUsage, Store
 from gateway.domain.money import parse_usd, usd_number
-from gateway.domain.resources import window_start
+from gateway.domain.resources import LimitReset, window_start
 from gateway.settings import Limits
 
 Row = dict[str, Any]

@@ -15,8 +15,8 @@ import msgspec
 from gateway.domain.errors import StoreUnavailable
 from gateway.domain.generation import Generation
 from gateway.domain.keys import KeyRecord
+from gateway.domain.resources import LimitReset
 
-LimitReset = Literal["daily", "weekly", "monthly"]
 RefusalReason = Literal["corrupt", "unreadable", "unknown_account", "out_of_range", "conflict", "invalid"]
 TransactionKind = Literal["topup", "grant", "usage", "refund", "adjustment"]
 
