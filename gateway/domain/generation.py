@@ -19,16 +19,14 @@ class GenerationIds:
     """
 
     def __init__(self) -> None:
-        self._noise = ""
-        self._at = 0
+        self._noise: list[str] = []
 
     def new(self, now_s: int) -> str:
         """A fresh id; `now_s` is unix time."""
-        at = self._at
-        if at >= len(self._noise):
-            self._noise, at = secrets.token_hex(_ID_CHARS // 2 * _REFILL_IDS), 0
-        self._at = at + _ID_CHARS
-        return f"gen-{now_s}-{self._noise[at : at + _ID_CHARS]}"
+        if not self._noise:
+            noise = secrets.token_hex(_ID_CHARS // 2 * _REFILL_IDS)
+            self._noise = [noise[at : at + _ID_CHARS] for at in range(0, len(noise), _ID_CHARS)]
+        return f"gen-{now_s}-{self._noise.pop()}"
 
 
 class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from gateway.domain import resources
-from gateway.domain.catalog import Endpoint, Model
 from gateway.domain.errors import GatewayError, InsufficientCredit, KeyLimitExceeded, StoreUnavailable
 from gateway.domain.keys import KeyRecord
 from gateway.edge.snapshots import Choice
@@ -49,21 +48,31 @@ def quote(envelope: Envelope, choices: Sequence[Choice]) -> Quote:
     The prompt is held at a token per byte however large the balance: at an estimate, as many callers at once as a
     balance has holds for could spend four times of it.
     """
-    framing = MESSAGE_TOKENS * max(1, envelope.messages)
-    prompt_tokens = envelope.prompt_bytes_max + framing
+    prompt_tokens = envelope.prompt_bytes_max + MESSAGE_TOKENS * (envelope.messages or 1)
     most, dearest, completion = -1, choices[0], 0
     for choice in choices:
-        tokens = completion_max(envelope, choice.model, choice.endpoint)
+        tokens = completion_max(envelope, choice)
         nanos = choice.worst.nanos(prompt_tokens, tokens, envelope.images)
         if nanos > most:
             most, dearest, completion = nanos, choice, tokens
     return Quote(most, completion, prompt_tokens, dearest, envelope.images)
 
 
-def completion_max(envelope: Envelope, model: Model, endpoint: Endpoint) -> int:
+def worst_nanos(envelope: Envelope, choices: Sequence[Choice]) -> int:
+    """The quote's amount alone."""
+    prompt_tokens = envelope.prompt_bytes_max + MESSAGE_TOKENS * (envelope.messages or 1)
+    images, most = envelope.images, 0
+    for choice in choices:
+        nanos = choice.worst.nanos(prompt_tokens, completion_max(envelope, choice), images)
+        if nanos > most:
+            most = nanos
+    return most
+
+
+def completion_max(envelope: Envelope, choice: Choice) -> int:
     """The most completion tokens this endpoint may make for this request."""
-    ceiling = endpoint.max_completion_tokens or model.max_completion_tokens or endpoint.context_length
-    return min(envelope.max_tokens, ceiling) if envelope.max_tokens is not None else ceiling
+    asked, ceiling = envelope.max_tokens, choice.completion_tokens_max
+    return ceiling if asked is None or asked > ceiling else asked
 
 
 class _Waiter:
@@ -103,6 +112,21 @@ class Admission:
         self._spent: dict[str, int] = {}  # held since the last sweep, by resource: the demand
         self._demand: dict[str, int] = {}  # a second
         self._renew_under: dict[str, int] = {}  # half of what a lease should last for
+
+    def hold_at_once(self, key: KeyRecord, nanos: int) -> Hold | None:
+        """The common case: no limit but the balance, and more of it at hand than makes one think of the next lease."""
+        if key.limit_nanos is not None:
+            return None
+        name = resources.balance(key.account_id)
+        lease = self._book.lease(name)
+        if lease is None:
+            return None
+        left = lease.granted - lease.spent - lease.held - nanos
+        if left < RENEW_UNDER_HOLDS * nanos or left < self._renew_under.get(name, 0):
+            return None
+        self._spent[name] = self._spent.get(name, 0) + nanos
+        lease.used_at = self._now()
+        return Hold((name,), (lease,), nanos)
 
     def reserve(self, key: KeyRecord, quote: Quote, then: Then) -> None:
         """Calls `then(hold, None)` or `then(None, error)`: at once unless a lease ran dry."""

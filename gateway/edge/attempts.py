@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from multidict import CIMultiDictProxy
 
-from gateway.domain.catalog import Endpoint, Model
 from gateway.domain.errors import CallerFault, FirstByteTimeout, GatewayError, UpstreamGarbage
+from gateway.domain.generation import AttemptRecord
 from gateway.edge.providers import Upstream
+from gateway.edge.snapshots import Choice
 from gateway.edge.upstream import Call
 from gateway.wire import refusal
 from gateway.wire.answer import Answer, NotAnAnswer, rewrite
@@ -43,10 +44,11 @@ class Attempt:
     _error_status = 0  # not 0: the body is an error's
     _retry_after: str | None = None
 
-    def __init__(self, exchange: InferenceExchange, model: Model, endpoint: Endpoint, upstream: Upstream) -> None:
+    def __init__(self, exchange: InferenceExchange, choice: Choice, upstream: Upstream) -> None:
         self._exchange = exchange
-        self.model = model
-        self.endpoint = endpoint
+        self.choice = choice
+        self.model = choice.model
+        self.endpoint = choice.endpoint
         self.upstream = upstream
         self.started_at = exchange.parts.loop.time()
         self._collected: list[bytes] = []
@@ -63,14 +65,25 @@ class Attempt:
         """Our own count of the completion, for where the provider's is missing."""
         raise NotImplementedError
 
+    def record(self) -> AttemptRecord:
+        """What the generation remembers of this attempt."""
+        endpoint = self.endpoint
+        return AttemptRecord(
+            endpoint_id=endpoint.id,
+            provider=endpoint.provider,
+            outcome=self.outcome,
+            status=self.provider_status,
+            latency_ms=int((self.first_content_at - self.started_at) * 1000) if self.first_content_at else None,
+        )
+
     def start(self, body: bytes) -> None:
         """Raises Overloaded when the provider has its fill of calls."""
-        timeouts = self._exchange.parts.timeouts
-        own = self.endpoint.timeouts
-        request = self.upstream.request(self._exchange.kind, body, stream=self.streams)
-        self._call = self.upstream.pool.call(request, self, connect_s=own.connect_s or timeouts.connect_s)
-        self._exchange.total_at = self._exchange.started_at + (own.total_s or timeouts.total_s)
-        self._exchange.rearm()
+        exchange, upstream = self._exchange, self.upstream
+        timeouts, own = exchange.parts.timeouts, self.endpoint.timeouts
+        request = upstream.request(exchange.kind, body, stream=self.streams)
+        self._call = upstream.pool.call(request, self, connect_s=own.connect_s or timeouts.connect_s)
+        exchange.total_at = exchange.started_at + (own.total_s or timeouts.total_s)
+        exchange.rearm()
 
     def pause(self) -> None:
         if self._call is not None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from gateway.domain.errors import BadRequest, BodyTooLarge, CallerTimeout, GatewayError, HeadersTooLarge, UriTooLong, envelope
 from gateway.edge.deadline import Deadline
 from gateway.edge.door import DRAIN_IDLE_S, Door, Exchange
-from gateway.edge.heads import CHUNKED, HEAD_BYTES_MAX, LINE_BYTES_MAX, HeadReader, RequestHead, body_length
+from gateway.edge.heads import CHUNKED, HEAD_BYTES_MAX, LINE_BYTES_MAX, HeadReader, RepeatedHead, RequestHead, body_length
 from gateway.edge.responses import CONTINUE, LAST_CHUNK, answer_head, chunk, error_headers, stream_head
 from gateway.settings import Server
 from gateway.wire.framing import Dechunker, FramingError
@@ -23,6 +23,7 @@ AHEAD_BYTES_MAX = 65536  # pipelined requests wait here, unread, until the one b
 WRITE_HIGH_BYTES = 65536  # above this the upstream is paused
 LINGER_S = 2.0  # how long a refused caller may go on sending before the connection is cut
 LINGER_SLOW_S = 0.5  # the same for one who was refused for being slow
+NEW_HEADS_MAX = 4  # callers whose heads differ each time are not looked at for repeats any more
 LINGER_BYTES_MAX = 64 << 20  # callers who send a whole body before they read: thrown away unread, it costs time on the wire only
 
 
@@ -30,9 +31,9 @@ class CallerConnection(asyncio.Protocol):
     """Reads requests one by one and writes their answers."""
 
     __slots__ = (
-        "_ahead", "_between", "_body", "_body_bytes", "_buffer", "_chunked_out", "_deadline", "_dechunker", "_door", "_eof", "_exchange",
-        "_head_only", "_heads", "_http11", "_keep_alive", "_left", "_lingered", "_loop", "_on_deadline", "_reading_body", "_scanned",
-        "_settings", "_stall", "_transport", "_unsent", "_write_paused", "peer",
+        "_ahead", "_between", "_body", "_body_bytes", "_buffer", "_chunked_out", "_dechunker", "_door", "_eof", "_exchange",
+        "_head_only", "_heads", "_http11", "_keep_alive", "_left", "_lingered", "_loop", "_new_heads", "_reading_body", "_repeated",
+        "_scanned", "_settings", "_stall", "_transport", "_unsent", "_write_paused", "deadline", "peer",
     )  # fmt: skip
 
     def __init__(self, door: Door, settings: Server) -> None:
@@ -41,9 +42,10 @@ class CallerConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._heads = HeadReader(self)
-        self._deadline = Deadline(self._loop, self._expired)
-        self._on_deadline: Callable[[], None] = self.close
-        self._stall = Deadline(self._loop, self._check_writes)
+        self._repeated: RepeatedHead | None = None
+        self._new_heads = 0
+        self.deadline = Deadline(self._loop)  # the exchange's while there is one
+        self._stall = Deadline(self._loop)
         self._exchange: Exchange | None = None
         self._buffer = bytearray()  # an incomplete head
         self._scanned = 0  # bytes of it already searched for its end
@@ -86,12 +88,12 @@ class CallerConnection(asyncio.Protocol):
         self._door.on_opened(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._lingered >= 0:
-            self._throw_away(data)
+        if self._between:
+            self._on_head_bytes(data)
         elif self._reading_body:
             self._on_body_bytes(data)
-        elif self._between:
-            self._on_head_bytes(data)
+        elif self._lingered >= 0:
+            self._throw_away(data)
         else:
             self._ahead += data
             if len(self._ahead) > AHEAD_BYTES_MAX and self._transport is not None:
@@ -105,7 +107,7 @@ class CallerConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._deadline.close()
+        self.deadline.close()
         self._stall.close()
         self._door.on_closed(self)
         exchange, self._exchange = self._exchange, None
@@ -131,6 +133,8 @@ class CallerConnection(asyncio.Protocol):
     def _on_head_bytes(self, data: bytes) -> None:
         buffer = self._buffer
         if not buffer:
+            if self._repeated is not None and self._on_repeated_head(self._repeated, data):
+                return
             if data == b"\r\n":
                 return
             end = data.find(b"\r\n\r\n") + 4
@@ -159,7 +163,10 @@ class CallerConnection(asyncio.Protocol):
         except GatewayError as error:
             self._refuse(error)
             return
-        self._deadline.clear()
+        if self._left and self._new_heads < NEW_HEADS_MAX:
+            self._new_heads += 1
+            self._repeated = RepeatedHead.of(head, data)
+        self.deadline.clear()
         self._between = False
         exchange = self._exchange = self._door.open_exchange(self, head)
         if not self._reading_body:
@@ -176,6 +183,17 @@ class CallerConnection(asyncio.Protocol):
             exchange.on_body_awaited()
             if "Expect" in head.headers and self._exchange is exchange and not head.http10 and not rest:
                 self._write(CONTINUE)
+
+    def _on_repeated_head(self, repeated: RepeatedHead, data: bytes) -> bool:
+        """Whether `data` begins with the head of an earlier request and its body; then it is taken."""
+        length, at = repeated.match(data, self._settings.body_bytes_max)
+        if length == 0 or len(data) - at != length:
+            return False
+        self._between = self._head_only = False
+        self.deadline.clear()
+        exchange = self._exchange = self._door.open_exchange(self, repeated.head)
+        exchange.on_body(data[at:])
+        return True
 
     def _frame(self, head: RequestHead) -> None:
         length = body_length(head, self._settings.body_bytes_max)
@@ -212,7 +230,7 @@ class CallerConnection(asyncio.Protocol):
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()
         self._reading_body = False
-        self._deadline.clear()
+        self.deadline.clear()
         if rest:
             self._ahead[:0] = rest
         if self._exchange is not None:
@@ -311,7 +329,7 @@ class CallerConnection(asyncio.Protocol):
         """Close once everything written is sent, within `write_stall_s`."""
         self._exchange = None
         if self._transport is not None and not self._transport.is_closing():
-            self._deadline.clear()
+            self.deadline.clear()
             if self._transport.get_write_buffer_size():
                 self._watch_writes()
             self._transport.close()
@@ -354,6 +372,7 @@ class CallerConnection(asyncio.Protocol):
         self._ahead.clear()
         self._reading_body = False
         self._dechunker = None
+        self._between = False
         self._lingered = 0
         transport = self._transport
         if transport is None:
@@ -377,13 +396,12 @@ class CallerConnection(asyncio.Protocol):
         self._await_until(LINGER_SLOW_S, self.abort)
 
     def _await_until(self, seconds: float, then: Callable[[], None]) -> None:
-        self._on_deadline = then
-        self._deadline.set(self._loop.time() + seconds)
+        self.deadline.set(self._loop.time() + seconds, then)
 
     def _watch_writes(self) -> None:
         assert self._transport is not None
         self._unsent = self._transport.get_write_buffer_size()
-        self._stall.set(self._loop.time() + self._settings.write_stall_s)
+        self._stall.set(self._loop.time() + self._settings.write_stall_s, self._check_writes)
 
     def _check_writes(self) -> None:
         """A caller who takes something, however slowly, is slow; one who takes nothing is gone."""
@@ -394,6 +412,3 @@ class CallerConnection(asyncio.Protocol):
             self.abort()
         elif unsent:
             self._watch_writes()
-
-    def _expired(self) -> None:
-        self._on_deadline()

@@ -142,31 +142,31 @@ class ProviderConnection(asyncio.Protocol):
     def _on_head_bytes(self, data: bytes, call: Call) -> None:
         if self._buffer:
             data = self._buffer + data
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
+            self._buffer = b""
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
             if len(data) > HEAD_BYTES_MAX or not data.startswith(_VERSION[: len(data)]):
                 raise FramingError("not the head of an answer")
             self._buffer = data
             return
-        self._buffer = b""
         if not data.startswith(_VERSION):
             raise FramingError("not HTTP/1")
-        messages, _, _ = self._parser.feed_data(data[: end + 4])
+        messages = self._parser.feed_data(data[:end])[0]
         if len(messages) != 1:
             raise FramingError("not one answer")
-        message = messages[0][0]
-        rest = data[end + 4 :]
-        if message.code < 200:
+        message, rest = messages[0][0], data[end:]
+        status, headers = message.code, message.headers
+        if status < 200:
             self._interim += 1
-            if message.code == 101 or self._interim > INTERIM_ANSWERS_MAX:
+            if status == 101 or self._interim > INTERIM_ANSWERS_MAX:
                 raise FramingError("interim answers")
             if rest:
                 self._on_head_bytes(rest, call)
             return
-        self._frame(message.code, message.headers, call.bodyless)
+        self._frame(status, headers, call.bodyless)
         self._keep_alive = not message.should_close and self._left != _UNBOUNDED
         self._reading_head = False
-        call.on_head(message.code, message.headers)
+        call.listener.on_head(status, headers)
         if self._call is call and (rest or (self._left == 0 and self._dechunker is None)):
             self._on_body_bytes(rest, call)
 
@@ -176,38 +176,39 @@ class ProviderConnection(asyncio.Protocol):
         self._left = 0
         if bodyless or status in (204, 304):
             return
-        codings = headers.getall("Transfer-Encoding", ())
-        if codings:
+        if codings := headers.getall("Transfer-Encoding", None):
             if len(codings) > 1 or codings[0].strip().lower() != "chunked":
                 raise FramingError("transfer coding")
             self._dechunker = Dechunker()
-            return
-        lengths = set(headers.getall("Content-Length", ()))
-        if len(lengths) > 1:
-            raise FramingError("content length")
-        self._left = content_length(lengths.pop().strip()) if lengths else _UNBOUNDED
+        elif lengths := headers.getall("Content-Length", None):
+            if len(lengths) > 1 and len(set(lengths)) > 1:
+                raise FramingError("content length")
+            self._left = content_length(lengths[0].strip())
+        else:
+            self._left = _UNBOUNDED
 
     def _on_body_bytes(self, data: bytes, call: Call) -> None:
-        dechunker = self._dechunker
+        dechunker, left = self._dechunker, self._left
         if dechunker is not None:
-            payload = dechunker.feed(data)
+            data = dechunker.feed(data)
             ended = dechunker.done
             if dechunker.rest:
                 self._keep_alive = False  # more than was asked for
-        elif self._left == _UNBOUNDED:
-            payload, ended = data, False
+        elif left == _UNBOUNDED:
+            ended = False
         else:
-            payload = data if len(data) <= self._left else data[: self._left]
-            if len(data) > self._left:
+            if len(data) > left:
+                data = data[:left]
                 self._keep_alive = False
-            self._left -= len(payload)
-            ended = self._left == 0
-        if payload:
-            call.on_data(payload)
+            self._left = left = left - len(data)
+            ended = left == 0
+        if data:
+            call.listener.on_data(data)
         if ended and self._call is call:
             self._call = None
             if self._keep_alive and not self.retired:
-                self.resume()
+                if call.paused:
+                    self.resume()
                 self._pool.keep(self)
             else:
                 self.close()

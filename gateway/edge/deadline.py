@@ -11,31 +11,32 @@ from collections.abc import Callable
 
 
 class Deadline:
-    """Calls `on_expired` once when the time set last has come. Times are of `loop.time()`, in seconds."""
+    """Calls what was set last, once, when its time has come. Times are of `loop.time()`, in seconds."""
 
-    __slots__ = ("_at", "_loop", "_on_expired", "_timer", "_timer_at")
+    __slots__ = ("_at", "_loop", "_then", "_timer", "_timer_at")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_expired: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._on_expired = on_expired
         self._at: float | None = None
+        self._then: Callable[[], None] = _nothing
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
-    def set(self, at: float) -> None:
-        """Expire at `at`; replaces what was set before."""
+    def set(self, at: float, then: Callable[[], None]) -> None:
+        """Call `then` at `at`; replaces what was set before."""
         self._at = at
+        self._then = then
         if self._timer is None or at < self._timer_at:
             self._arm(at)
 
     def clear(self) -> None:
-        """Not to expire, until set again. The timer may stay and ring into nothing."""
+        """Nothing is due, until set again. The timer may stay and ring into nothing."""
         self._at = None
 
     def close(self) -> None:
         """Give the timer back for good, and let go of whoever it would have told."""
         self._at = None
-        self._on_expired = _nothing
+        self._then = _nothing
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -56,7 +57,8 @@ class Deadline:
             self._arm(at)
             return
         self._at = None
-        self._on_expired()
+        then, self._then = self._then, _nothing
+        then()
 
 
 def _nothing() -> None:

@@ -22,13 +22,14 @@ from gateway.domain.errors import (
     Unauthenticated,
     UnknownModel,
 )
-from gateway.domain.keys import KeyRecord, digest, presented_secret
-from gateway.edge.admission import quote
+from gateway.domain.keys import KeyRecord
+from gateway.edge.admission import quote, worst_nanos
 from gateway.edge.attempts import AnswerAttempt, Attempt
 from gateway.edge.caller import CallerConnection
 from gateway.edge.deadline import Deadline
 from gateway.edge.heads import RequestHead
 from gateway.edge.parts import Parts
+from gateway.edge.presented import presented
 from gateway.edge.relay import StreamAttempt
 from gateway.edge.settlement import Bill
 from gateway.edge.snapshots import Choice
@@ -68,7 +69,7 @@ class InferenceExchange:
         self.attempts: list[Attempt] = []
         self._caller: CallerConnection | None = caller
         self._choices: list[Choice] = []
-        self._deadline = Deadline(parts.loop, self._expired)
+        self._deadline = caller.deadline  # the connection's own, as long as it lasts
 
     def __repr__(self) -> str:
         return f"<InferenceExchange {self.generation_id or self.head.path} attempts {len(self.attempts)}>"
@@ -92,12 +93,13 @@ class InferenceExchange:
         if self._asked:
             return
         self._asked = True
+        head = self.head
         try:
-            secret = presented_secret(self.head.headers.get("Authorization"), self.head.headers.get("x-api-key"))
+            known = head.presented = head.presented or presented(head)
         except Unauthenticated as error:
             self._fail(error)
             return
-        self.parts.keys.find(digest(secret), self._on_key)
+        self.parts.keys.find(known.key_digest, self._on_key)
 
     def _on_key(self, key: KeyRecord | None, unavailable: bool) -> None:
         if self.finished:
@@ -132,7 +134,12 @@ class InferenceExchange:
         self.streaming = envelope.stream
         self.created_s = int(time.time())
         self.generation_id = self.parts.ids.new(self.created_s)
-        self.parts.admission.reserve(key, quote(envelope, self._choices), self._on_reserved)
+        admission = self.parts.admission
+        hold = admission.hold_at_once(key, worst_nanos(envelope, self._choices))
+        if hold is not None:
+            self._on_reserved(hold, None)
+        else:
+            admission.reserve(key, quote(envelope, self._choices), self._on_reserved)
         self.overhead_s += time.perf_counter() - clock
         if not self.finished and self._attempt is None:  # a lease is awaited
             self.rearm()
@@ -168,11 +175,11 @@ class InferenceExchange:
         assert self.envelope is not None
         while self._choices and len(self.attempts) < ATTEMPTS_MAX:
             choice = self._choices.pop(0)
-            model, endpoint = choice.model, choice.endpoint
+            endpoint = choice.endpoint
             upstream = self.parts.providers.of(endpoint)
             if upstream is None:
                 continue
-            attempt = (StreamAttempt if self.envelope.stream else AnswerAttempt)(self, model, endpoint, upstream)
+            attempt = (StreamAttempt if self.streaming else AnswerAttempt)(self, choice, upstream)
             self._attempt = attempt
             self.attempts.append(attempt)
             try:
@@ -245,7 +252,7 @@ class InferenceExchange:
         attempt = self._attempt
         if attempt is not None and attempt.phase_at:
             at = min(at, attempt.phase_at)
-        self._deadline.set(at)
+        self._deadline.set(at, self._expired)
 
     def _expired(self) -> None:
         if self.finished:
@@ -267,7 +274,11 @@ class InferenceExchange:
     def on_caller_gone(self) -> None:
         """A stream's provider is cancelled at once; a whole answer is awaited, for it is paid for."""
         self._caller = None
-        if self.finished or (not self.streaming and self._attempt is not None):
+        if self.finished:
+            return
+        if not self.streaming and self._attempt is not None:
+            self._deadline = Deadline(self.parts.loop)
+            self.rearm()
             return
         self._finish(499, CallerGone("the caller hung up"))
 
@@ -306,19 +317,23 @@ class InferenceExchange:
     def _finish(self, status: int, error: GatewayError | None, bill: Bill | None = None, then: Callable[[], None] = lambda: None) -> None:
         """Stop the provider where it still works, settle, tell, and only then let the last byte go: `then`."""
         self.finished = True
-        self._caller = None
-        self._deadline.close()
+        if self._caller is not None:
+            self._caller = None
+            self._deadline.clear()
+        else:
+            self._deadline.close()
         attempt, hold = self._attempt, self._hold
         if attempt is not None and (error is not None or not attempt.ended):
             attempt.leave(error)
-        self.parts.report.finished(self, status, error)
-        if hold is None:
-            then()
-        elif not self.attempts:
+        if hold is not None and not self.attempts:
             hold.release()
+            hold = None
+        if hold is None:
+            self.parts.report.finished(self, status, error, None)
             then()
         else:
             bill = bill or self._bill(error)
+            self.parts.report.finished(self, status, error, bill.usage)
             self.parts.settlement.settle(self, hold, attempt, bill, status=status, error=error, then=then)
         # Attempts know their exchange: without this cut every exchange would wait for the cycle collector.
         self._attempt = self._hold = None

@@ -7,6 +7,7 @@ is lenient in places: what it lets through and two readers could understand diff
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp.http import HttpProcessingError, HttpRequestParser
@@ -16,13 +17,17 @@ from multidict import CIMultiDictProxy
 from gateway.domain.errors import BadRequest, BodyTooLarge, HeadersTooLarge, UnsupportedMediaType, UriTooLong
 from gateway.wire.framing import FramingError, content_length
 
+if TYPE_CHECKING:
+    from gateway.edge.presented import Presented
+
 HEAD_BYTES_MAX = 32768
 LINE_BYTES_MAX = 8190
 HEADERS_MAX = 128
 CHUNKED = -1
+_LENGTH_DIGITS_MAX = 12
 
 
-class RequestHead(msgspec.Struct, frozen=True):
+class RequestHead(msgspec.Struct):
     """A request's head, as far as anybody acts on it."""
 
     method: str
@@ -31,6 +36,45 @@ class RequestHead(msgspec.Struct, frozen=True):
     headers: CIMultiDictProxy[str]
     http10: bool
     keep_alive: bool  # the caller wants to send more after this; never with HTTP/1.0
+    presented: Presented | None = None  # what inference has read of it
+
+
+class RepeatedHead:
+    """Recognises a head that differs from an earlier one in the digits of its Content-Length alone.
+
+    Clients on a kept connection send such heads over and over; the same bytes say the same thing, so nothing is to be
+    parsed again. `match` looks at every byte.
+    """
+
+    __slots__ = ("_after", "_before", "head")
+
+    def __init__(self, head: RequestHead, before: bytes, after: bytes) -> None:
+        self.head = head
+        self._before = before  # the head up to the digits
+        self._after = after  # from behind them to its end
+
+    @classmethod
+    def of(cls, head: RequestHead, data: bytes) -> RepeatedHead | None:
+        """Of a head that was read from `data`; None where the length's place is not plain to see, or more is asked than a body be read."""
+        digits = head.headers.get("Content-Length", "").encode()
+        at = data.lower().find(b"\r\ncontent-length: %b\r\n" % digits)
+        if head.http10 or not head.keep_alive or at < 0 or "Expect" in head.headers or "Transfer-Encoding" in head.headers:
+            return None
+        at += len(b"\r\nContent-Length: ")
+        return cls(head, data[:at], data[at + len(digits) :])
+
+    def match(self, data: bytes, bytes_max: int) -> tuple[int, int]:
+        """The body's length and where it begins in `data`; (0, 0) when this is another head, or one with nothing or too much behind it."""
+        before, after = self._before, self._after
+        if data.startswith(before):
+            at = len(before)
+            end = data.find(b"\r", at, at + _LENGTH_DIGITS_MAX + 1)
+            digits = data[at:end]
+            if digits.isdigit() and data.startswith(after, end):
+                length = int(digits)
+                if length <= bytes_max:
+                    return length, end + len(after)
+        return 0, 0
 
 
 class HeadReader:

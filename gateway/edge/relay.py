@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from multidict import CIMultiDictProxy
 
-from gateway.domain.catalog import Endpoint, Model
 from gateway.domain.errors import GatewayError, StreamBroken, StreamStalled, UpstreamFault, UpstreamGarbage
 from gateway.edge.attempts import Attempt
 from gateway.edge.providers import Upstream
+from gateway.edge.snapshots import Choice
 from gateway.wire.completion import normal_finish
 from gateway.wire.cutter import EventCutter, LineTooLong
 from gateway.wire.sse import Splicer
@@ -31,10 +31,10 @@ class StreamAttempt(Attempt):
     streams = True
     _held_bytes = 0
 
-    def __init__(self, exchange: InferenceExchange, model: Model, endpoint: Endpoint, upstream: Upstream) -> None:
-        super().__init__(exchange, model, endpoint, upstream)
+    def __init__(self, exchange: InferenceExchange, choice: Choice, upstream: Upstream) -> None:
+        super().__init__(exchange, choice, upstream)
         self._cutter = EventCutter(exchange.parts.upstream.sse_line_bytes_max)
-        self._splicer = Splicer(exchange.generation_id, model.id, upstream.provider.name)
+        self._splicer = Splicer(exchange.generation_id, choice.model.id, upstream.provider.name)
         self._held: list[bytes] = []
 
     def made_tokens(self) -> int:

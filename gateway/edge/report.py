@@ -8,6 +8,7 @@ import msgspec
 
 from gateway.domain.catalog import Catalog
 from gateway.domain.errors import GatewayError
+from gateway.domain.usage import Usage
 from gateway.edge.telemetry import Counter, Telemetry
 from gateway.log import Log
 
@@ -16,15 +17,6 @@ if TYPE_CHECKING:
     from gateway.edge.exchange import InferenceExchange
 
 ROUTES = {"chat": "chat_completions", "text": "completions"}
-
-
-class _Tokens(msgspec.Struct, frozen=True):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-_tokens_decoder = msgspec.json.Decoder(_Tokens)
-TOKENS_MAX = 2**31  # a count above this is not one
 
 
 class ExchangeLine(msgspec.Struct, gc=False, omit_defaults=True):
@@ -74,16 +66,18 @@ class ExchangeReport:
         """Children of vanished endpoints are not looked up any more; their figures stay."""
         self._endpoints.clear()
 
-    def finished(self, exchange: InferenceExchange, status: int, error: GatewayError | None) -> None:
-        self.answered(ROUTES[exchange.kind], status)
+    def finished(self, exchange: InferenceExchange, status: int, error: GatewayError | None, usage: Usage | None) -> None:
+        """`usage` is what was billed, of the attempt that served."""
+        route, attempts = ROUTES[exchange.kind], exchange.attempts
+        self.answered(route, status)
         if error is not None:
             self._telemetry.counter("gateway_refusals_total", error.code).add()
         now = exchange.parts.loop.time()
-        for attempt in exchange.attempts:
-            self._attempt(attempt, now)
-        if exchange.attempts:
+        for attempt in attempts:
+            self._attempt(attempt, now, usage)
+        if attempts:
             self._overhead.observe(exchange.overhead_s)
-        self._log.struct("exchange", _line(exchange, status, error, now))
+        self._log.struct("exchange", _line(exchange, route, status, error, now))
 
     def refused(self, route: str, error: GatewayError) -> None:
         """A request that never became an exchange."""
@@ -95,9 +89,9 @@ class ExchangeReport:
         counter = self._requests.get((route, status))
         if counter is None:
             counter = self._requests[route, status] = self._telemetry.counter("gateway_requests_total", route, str(status))
-        counter.add()
+        counter.value += 1
 
-    def _attempt(self, attempt: Attempt, now: float) -> None:
+    def _attempt(self, attempt: Attempt, now: float, usage: Usage | None) -> None:
         endpoint = attempt.endpoint
         figures = self._endpoints.get(endpoint.id)
         if figures is None:
@@ -105,37 +99,25 @@ class ExchangeReport:
         if attempt.outcome != "ok":
             self._telemetry.counter("gateway_attempts_total", *figures.label, attempt.outcome).add()
             return
-        figures.ok.add()
+        figures.ok.value += 1
         figures.duration.observe(now - attempt.started_at)
-        tokens = _tokens(attempt.usage)
-        figures.input.add(tokens.prompt_tokens)
-        figures.output.add(tokens.completion_tokens)
+        if usage is None:
+            return
+        figures.input.value += usage.prompt_tokens
+        figures.output.value += usage.completion_tokens
         if attempt.streams and attempt.first_content_at:
             figures.ttft.observe(attempt.first_content_at - attempt.started_at)
-            if tokens.completion_tokens > 1:
-                figures.per_token.observe((now - attempt.first_content_at) / (tokens.completion_tokens - 1))
+            if usage.completion_tokens > 1:
+                figures.per_token.observe((now - attempt.first_content_at) / (usage.completion_tokens - 1))
 
 
-def _tokens(usage: bytes | None) -> _Tokens:
-    """Counts of a usage object; what a provider reports is untrusted, and nonsense counts as nothing."""
-    if usage is None:
-        return _Tokens()
-    try:
-        tokens = _tokens_decoder.decode(usage)
-    except msgspec.DecodeError:
-        return _Tokens()
-    if not (0 <= tokens.prompt_tokens < TOKENS_MAX and 0 <= tokens.completion_tokens < TOKENS_MAX):
-        return _Tokens()
-    return tokens
-
-
-def _line(exchange: InferenceExchange, status: int, error: GatewayError | None, now: float) -> ExchangeLine:
-    envelope, key = exchange.envelope, exchange.key
+def _line(exchange: InferenceExchange, route: str, status: int, error: GatewayError | None, now: float) -> ExchangeLine:
+    envelope, key, attempts = exchange.envelope, exchange.key, exchange.attempts
     line = ExchangeLine(
         exchange.generation_id or None,
-        ROUTES[exchange.kind],
+        route,
         status,
-        [(attempt.endpoint.id, attempt.outcome, attempt.provider_status) for attempt in exchange.attempts],
+        [(attempt.endpoint.id, attempt.outcome, attempt.provider_status) for attempt in attempts],
         int((now - exchange.started_at) * 1000),
         int(exchange.overhead_s * 1e6),
     )
@@ -143,8 +125,8 @@ def _line(exchange: InferenceExchange, status: int, error: GatewayError | None, 
         line.key, line.account = key.label, key.account_id
     if envelope is not None:
         line.stream = envelope.stream
-    if exchange.attempts:
-        last = exchange.attempts[-1]
+    if attempts:
+        last = attempts[-1]
         line.endpoint = last.endpoint.id
         if last.first_content_at:
             line.ttft_ms = int((last.first_content_at - last.started_at) * 1000)

@@ -13,46 +13,47 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gateway.domain.errors import CallerGone, GatewayError, StreamBroken
-from gateway.domain.generation import AttemptRecord, Generation
-from gateway.domain.keys import PREFIX
+from gateway.domain.generation import Generation
 from gateway.domain.money import NANOS_PER_USD
 from gateway.domain.usage import Usage
 from gateway.edge.admission import completion_max
 from gateway.edge.journal import Journal
+from gateway.edge.presented import TEXT_CHARS_MAX, said
 from gateway.ledger.book import Hold
-from gateway.ledger.pricing import Cost, Moment, cost
+from gateway.ledger.pricing import cost
 from gateway.wire import usage as wire_usage
 
 if TYPE_CHECKING:
     from gateway.edge.attempts import Attempt
     from gateway.edge.exchange import InferenceExchange
 
-FREE = Cost(0)
-TEXT_CHARS_MAX = 256  # of what callers say about themselves
-
 
 class Bill(msgspec.Struct, frozen=True):
-    """What an exchange used and costs. `would_cost` differs from `cost` where it is free of charge."""
+    """What an exchange used and costs, in nanos. Where it is free of charge, `unbilled_nanos` is what it would have cost."""
 
     usage: Usage | None
-    cost: Cost
-    would_cost: Cost
+    nanos: int = 0
+    prompt_nanos: int = 0  # of these
+    unbilled_nanos: int = 0
 
     def usage_json(self) -> bytes:
         """The contract's `usage` object."""
-        usage, cost = self.usage, self.cost
+        usage, nanos, prompt_nanos = self.usage, self.nanos, self.prompt_nanos
         assert usage is not None
         return _USAGE % (
             usage.prompt_tokens,
             usage.completion_tokens,
             usage.prompt_tokens + usage.completion_tokens,
-            *divmod(cost.total_nanos, NANOS_PER_USD),
+            nanos // NANOS_PER_USD,
+            nanos % NANOS_PER_USD,
             usage.cached_tokens,
             usage.cache_write_tokens,
             usage.audio_tokens,
             usage.reasoning_tokens,
-            *divmod(cost.prompt_nanos, NANOS_PER_USD),
-            *divmod(cost.total_nanos - cost.prompt_nanos, NANOS_PER_USD),
+            prompt_nanos // NANOS_PER_USD,
+            prompt_nanos % NANOS_PER_USD,
+            (nanos - prompt_nanos) // NANOS_PER_USD,
+            (nanos - prompt_nanos) % NANOS_PER_USD,
         )
 
 
@@ -78,16 +79,18 @@ class Settlement:
 
     def bill(self, exchange: InferenceExchange, attempt: Attempt | None, error: GatewayError | None) -> Bill:
         """What this end costs, by the attempt that served; failed attempts cost nothing."""
-        if attempt is None or not attempt.committed:
-            return Bill(None, FREE, FREE)
+        if attempt is None or not attempt.first_content_at:
+            return Bill(None)
         usage = self._usage(exchange, attempt, was_cut=error is not None)
-        full = cost(attempt.endpoint.price, usage, _moment(exchange.created_s))
+        full = cost(attempt.endpoint.price, usage, exchange.created_s)
         if error is not None and not isinstance(error, CallerGone):
             free = not (self._charge_broken_streams and isinstance(error, StreamBroken))
         else:
             # Zero-completion insurance: nothing made and no word of an end, or an end that was an error.
             free = attempt.finish_reason == "error" or (usage.completion_tokens == 0 and not attempt.finish_reason)
-        return Bill(usage, FREE if free else full, full)
+        if free:
+            return Bill(usage, unbilled_nanos=full.total_nanos)
+        return Bill(usage, full.total_nanos, full.prompt_nanos)
 
     def settle(
         self,
@@ -101,33 +104,33 @@ class Settlement:
         then: Callable[[], None],
     ) -> None:
         """Journal the exchange, resolve its hold, then call `then`, which sends the last byte."""
-        hold.settle(bill.cost.total_nanos)
+        hold.settle(bill.nanos)
         self._journal.append(_record(exchange, hold, attempt, bill, status, error), then)
 
     def _usage(self, exchange: InferenceExchange, attempt: Attempt, *, was_cut: bool) -> Usage:
         envelope = exchange.envelope
         assert envelope is not None
-        limits = wire_usage.Limits(
-            # Twice the context: no tokenizer is that far off, a mistaken or hostile count is.
-            prompt_tokens=2 * attempt.endpoint.context_length,
-            completion_tokens=completion_max(envelope, attempt.model, attempt.endpoint),
-        )
-        told = wire_usage.read(attempt.usage, limits, images=envelope.images)
-        if told is not None:
+        # Twice the context: no tokenizer is that far off, a mistaken or hostile count is.
+        prompt_max, completion_most = 2 * attempt.endpoint.context_length, completion_max(envelope, attempt.choice)
+        told = wire_usage.read(attempt.usage, prompt_max, completion_most, images=envelope.images)
+        if told is None:
+            return wire_usage.estimate(
+                prompt_max, completion_most,
+                prompt_text_bytes=envelope.prompt_text_bytes, completion_tokens=attempt.made_tokens(), images=envelope.images,
+            )  # fmt: skip
+        if was_cut:
             # Of an answer that was cut the last count may be an early one: what has come since was made all the same.
-            made = min(attempt.made_tokens(), limits.completion_tokens) if was_cut else 0
-            return told if made <= told.completion_tokens else msgspec.structs.replace(told, completion_tokens=made, estimated=True)
-        return wire_usage.estimate(
-            prompt_text_bytes=envelope.prompt_text_bytes, completion_tokens=attempt.made_tokens(), images=envelope.images, limits=limits
-        )
+            made = min(attempt.made_tokens(), completion_most)
+            if made > told.completion_tokens:
+                return msgspec.structs.replace(told, completion_tokens=made, estimated=True)
+        return told
 
 
 def _record(
     exchange: InferenceExchange, hold: Hold, attempt: Attempt | None, bill: Bill, status: int, error: GatewayError | None
 ) -> Generation:
-    key, envelope = exchange.key, exchange.envelope
-    assert key is not None and envelope is not None
-    header = exchange.head.headers.get
+    key, envelope, presented = exchange.key, exchange.envelope, exchange.head.presented
+    assert key is not None and envelope is not None and presented is not None
     record = Generation(
         id=exchange.generation_id,
         account_id=key.account_id,
@@ -138,54 +141,33 @@ def _record(
         streamed=envelope.stream,
         status=status,
         usage=bill.usage,
-        charged_nanos=bill.cost.total_nanos,
-        prompt_nanos=bill.cost.prompt_nanos,
-        unbilled_nanos=bill.would_cost.total_nanos - bill.cost.total_nanos,
+        charged_nanos=bill.nanos,
+        prompt_nanos=bill.prompt_nanos,
+        unbilled_nanos=bill.unbilled_nanos,
         settles=hold.resources,
-        http_referer=_said(header("HTTP-Referer") or header("Referer")),
-        title=_said(header("X-OpenRouter-Title") or header("X-Title")),
-        user_agent=_said(header("User-Agent")),
-        external_user=_said(envelope.user),
-        session_id=_said(envelope.session_id or header("x-session-id")),
-        attempts=tuple([_attempt_record(each) for each in exchange.attempts]),
+        http_referer=presented.http_referer,
+        title=presented.title,
+        user_agent=presented.user_agent,
+        session_id=presented.session_id,
+        attempts=tuple([each.record() for each in exchange.attempts]),
     )
+    if envelope.user or envelope.session_id:
+        record.external_user = said(envelope.user)
+        record.session_id = said(envelope.session_id) or record.session_id
     if attempt is not None:
-        record.model = attempt.model.id
-        record.endpoint_id = attempt.endpoint.id
-        record.provider = attempt.endpoint.provider
+        endpoint, began = attempt.endpoint, attempt.started_at
+        record.model = endpoint.model_id
+        record.endpoint_id = endpoint.id
+        record.provider = endpoint.provider
         record.upstream_id = attempt.upstream_id[:TEXT_CHARS_MAX]
         record.finish_reason = attempt.finish_reason
         record.native_finish_reason = attempt.native_finish_reason
         if attempt.first_content_at:
-            record.latency_ms = int((attempt.first_content_at - attempt.started_at) * 1000)
-            record.generation_ms = int((exchange.parts.loop.time() - attempt.started_at) * 1000)
+            record.latency_ms = int((attempt.first_content_at - began) * 1000)
+            record.generation_ms = int((exchange.parts.loop.time() - began) * 1000)
     if error is not None:
         record.error = error.code
         record.cancelled = isinstance(error, CallerGone)
         if not record.cancelled:
             record.finish_reason = "error"
     return record
-
-
-def _attempt_record(attempt: Attempt) -> AttemptRecord:
-    return AttemptRecord(
-        endpoint_id=attempt.endpoint.id,
-        provider=attempt.endpoint.provider,
-        outcome=attempt.outcome,
-        status=attempt.provider_status,
-        latency_ms=int((attempt.first_content_at - attempt.started_at) * 1000) if attempt.first_content_at else None,
-    )
-
-
-def _said(text: str | None) -> str:
-    """Of what callers say about themselves, what may be kept: bounded, Unicode, and never a key."""
-    if not text or PREFIX in text:
-        return ""
-    if not text.isascii():  # header bytes that are not UTF-8 come surrogate-escaped, which no record can hold
-        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return text[:TEXT_CHARS_MAX]
-
-
-def _moment(unix_s: int) -> Moment:
-    minutes = unix_s // 60 % 1440
-    return Moment(hhmm=minutes // 60 * 100 + minutes % 60, weekday=(unix_s // 86400 + 4) % 7)

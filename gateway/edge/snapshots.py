@@ -76,7 +76,13 @@ class Choice(msgspec.Struct, frozen=True):
     model: Model
     endpoint: Endpoint
     worst: Worst
+    completion_tokens_max: int  # that it makes of its own accord
     limit_name: str | None  # the only name of the token limit that it knows; None: both, or nobody said
+
+
+def _choice(model: Model, endpoint: Endpoint) -> Choice:
+    ceiling = endpoint.max_completion_tokens or model.max_completion_tokens or endpoint.context_length
+    return Choice(model, endpoint, worst(endpoint.price), ceiling, _limit_name(endpoint))
 
 
 def _limit_name(endpoint: Endpoint) -> str | None:
@@ -94,11 +100,7 @@ class Snapshots:
     def replace(self, catalog: Catalog, in_service: Callable[[Endpoint], bool]) -> None:
         """Take over a catalog; endpoints whose provider cannot be reached are left out of every order."""
         self._order = {
-            model.id: [
-                Choice(model, endpoint, worst(endpoint.price), _limit_name(endpoint))
-                for endpoint in by_price(model)
-                if in_service(endpoint)
-            ]
+            model.id: [_choice(model, endpoint) for endpoint in by_price(model) if in_service(endpoint)]
             for model in catalog.models.values()
         }
         self.catalog = catalog

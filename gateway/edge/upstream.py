@@ -85,8 +85,9 @@ class Pool:
             raise Overloaded("too many calls to this provider under way", retry_after_s=RETRY_S)
         call = Call(self, request, listener, connect_s, bodyless)
         self.calls += 1
-        while self._idle:
-            connection = self._idle.pop()
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
             if connection.usable():
                 connection.begin(call, reused=True)
                 return call
@@ -114,8 +115,10 @@ class Pool:
             raise
         else:
             self._on_connected()
-            if call.ended:
+            if call.ended and connection.usable():
                 self.keep(connection)
+            elif call.ended:
+                connection.close()
             else:
                 connection.begin(call, reused=False)
 
@@ -155,8 +158,8 @@ class Pool:
 
     def on_call_ended(self, call: Call) -> None:
         self.calls -= 1
-        self._draining.pop(call, None)
-        assert self.calls >= 0
+        if self._draining:
+            self._draining.pop(call, None)
 
     def on_opened(self, connection: ProviderConnection) -> None:
         self._open.add(connection)
@@ -168,9 +171,8 @@ class Pool:
 
     def keep(self, connection: ProviderConnection) -> None:
         """A connection whose answer is complete waits for the next call."""
-        if connection.usable():
-            connection.idle_since = self._loop.time()
-            self._idle.append(connection)
+        connection.idle_since = self._loop.time()
+        self._idle.append(connection)
 
     def sweep(self) -> None:
         """Close what was idle for too long, oldest first, and watch the origin's name. Called about once a second."""
@@ -214,11 +216,11 @@ _NOBODY = _Nobody()
 class Call:
     """One request on its way and its answer on the way back."""
 
-    __slots__ = ("_connection", "_listener", "_pool", "bodyless", "connect_s", "ended", "paused", "request", "sent_at")
+    __slots__ = ("_connection", "_pool", "bodyless", "connect_s", "ended", "listener", "paused", "request", "sent_at")
 
     def __init__(self, pool: Pool, request: bytes, listener: CallListener, connect_s: float, bodyless: bool) -> None:
         self._pool = pool
-        self._listener = listener
+        self.listener = listener
         self._connection: ProviderConnection | None = None
         self.request = request
         self.connect_s = connect_s
@@ -236,7 +238,7 @@ class Call:
 
     def drain(self) -> None:
         """The listener has all it wants: let the provider end its framing, so that the connection can be used again."""
-        self._listener = _NOBODY
+        self.listener = _NOBODY
         self._pool.on_draining(self)
         self.resume()
 
@@ -259,20 +261,16 @@ class Call:
         if self.paused:
             connection.pause()
 
-    def on_head(self, status: int, headers: CIMultiDictProxy[str]) -> None:
-        self._listener.on_head(status, headers)
-
-    def on_data(self, data: bytes) -> None:
-        self._listener.on_data(data)
-
     def complete(self) -> None:
-        self._end()
-        self._listener.on_end()
+        self.ended = True
+        self._connection = None
+        self._pool.on_call_ended(self)
+        self.listener.on_end()
 
     def fail(self, error: GatewayError) -> None:
         if not self.ended:
             self._end()
-            self._listener.on_failed(error)
+            self.listener.on_failed(error)
 
     def resend(self) -> None:
         self._connection = None

@@ -39,7 +39,7 @@ class Lease:
 
 
 class Hold:
-    """Credit set aside for one exchange, on every resource it draws from. Resolved once."""
+    """Credit set aside for one exchange, on every resource it draws from: whoever makes it has seen that it fits. Resolved once."""
 
     __slots__ = ("_leases", "nanos", "resolved", "resources")
 
@@ -48,17 +48,21 @@ class Hold:
         self._leases = leases
         self.nanos = nanos
         self.resolved = False
+        for lease in leases:
+            lease.held += nanos
+            lease.holds += 1
 
     def settle(self, nanos: int) -> None:
         """Turn the hold into a charge of `nanos` (0: release)."""
         assert not self.resolved, "a hold resolves once"
         assert nanos >= 0
         self.resolved = True
+        held = self.nanos
         for lease in self._leases:
-            lease.held -= self.nanos
+            lease.held -= held
             lease.holds -= 1
             lease.spent += nanos
-            assert lease.held >= 0 and lease.holds >= 0
+            assert lease.held >= 0
 
     def release(self) -> None:
         self.settle(0)
@@ -69,6 +73,7 @@ class Book:
 
     def __init__(self) -> None:
         self._leases: dict[str, Lease] = {}
+        self.lease = self._leases.get  # by resource
 
     def __repr__(self) -> str:
         return f"<Book leases {len(self._leases)} held {sum(lease.held for lease in self._leases.values())}>"
@@ -87,8 +92,6 @@ class Book:
                 raise LeaseShort(resource, nanos - lease.available)
             leases.append(lease)
         for lease in leases:
-            lease.held += nanos
-            lease.holds += 1
             lease.used_at = now
         return Hold(resources, tuple(leases), nanos)
 

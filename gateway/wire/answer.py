@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import msgspec
 
 from gateway.wire.completion import NO_ERROR, id_of, is_filled_object, normal_finish, normalised_choices, unveil, veil
@@ -18,27 +20,29 @@ class NotAnAnswer(Exception):
 class Answer(msgspec.Struct, frozen=True, gc=False):
     """A provider's answer, in our name."""
 
-    body: bytes  # without usage
+    before: bytes  # the usage object
+    after: bytes
     upstream_id: str
     finish_reason: str | None
     native_finish_reason: str | None
     usage: bytes | None  # the provider's usage object
-    choices: msgspec.Raw = msgspec.Raw()  # as the provider wrote them
+    source: bytes  # as the provider wrote it
 
     def render(self, usage: bytes) -> bytes:
         """The body with this `usage` object."""
-        return self.body[:-1] + b',"usage":' + usage + b"}"
+        return self.before + usage + self.after
 
     @property
     def content_bytes(self) -> int:
         """Bytes of text made; where that is not plain text (tool calls, parts), of the JSON that carries it."""
+        raw = _fields_decoder.decode(self.source)["choices"]
         try:
-            choices = _choices_decoder.decode(self.choices)
+            choices = _choices_decoder.decode(raw)
         except msgspec.ValidationError:
-            return len(self.choices)
+            return len(raw)
         said = sum([len((each.text or "").encode()) + (each.message.text_bytes() if each.message is not None else 0) for each in choices])
         carried = any(each.message is not None and each.message.tool_calls for each in choices)
-        return said or (len(self.choices) if carried else 0)
+        return said or (len(raw) if carried else 0)
 
 
 class _Message(msgspec.Struct, frozen=True, gc=False):
@@ -79,6 +83,39 @@ class _Choice(msgspec.Struct, frozen=True, gc=False):
     text: str | None = None
 
 
+# What most providers write, as types: an answer that the decoder takes for a `_Common` needs no further look.
+_Absent = Annotated[str, msgspec.Meta(min_length=1, max_length=0)]  # no value is one
+
+
+class _CommonMessage(msgspec.Struct, frozen=True, gc=False):
+    role: str = ""
+    content: str | list[msgspec.Raw] | None = None
+    tool_calls: list[msgspec.Raw] = []
+    reasoning_details: list[msgspec.Raw] = []
+    images: list[msgspec.Raw] = []
+    annotations: list[msgspec.Raw] = []
+    function_call: _Absent = ""
+    audio: _Absent = ""
+
+
+class _CommonChoice(msgspec.Struct, frozen=True, gc=False):
+    index: int
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
+    native_finish_reason: _Absent = ""
+    message: _CommonMessage | None = None
+
+
+class _Common(msgspec.Struct, frozen=True, gc=False):
+    id: str
+    model: str
+    choices: Annotated[list[_CommonChoice], msgspec.Meta(min_length=1, max_length=1)]
+    usage: msgspec.Raw
+    error: _Absent = ""
+    provider: _Absent = ""
+    system_fingerprint: msgspec.Raw = msgspec.Raw()
+
+
+_common_decoder = msgspec.json.Decoder(_Common)
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _choices_decoder = msgspec.json.Decoder(list[_Choice])
 _encode = msgspec.json.Encoder().encode
@@ -90,13 +127,43 @@ def rewrite(body: bytes, generation_id: str, model: str, provider: str) -> Answe
     try:
         if not body.isascii():
             body.decode()
-        return _rewritten(body, generation_id, model, provider)
+        return _exchanged(body, generation_id, model, provider) or _rewritten(body, generation_id, model, provider)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
         veiled = veil(body)
         if veiled is None:
             raise NotAnAnswer from None
     answer = rewrite(veiled, generation_id, model, provider)
-    return msgspec.structs.replace(answer, body=unveil(answer.body))
+    return msgspec.structs.replace(answer, before=unveil(answer.before), after=unveil(answer.after))
+
+
+def _exchanged(body: bytes, generation_id: str, model: str, provider: str) -> Answer | None:
+    """The answer with our members in the place of the provider's; None where it is not of the common form.
+
+    A member that stands there once is the one at the top: within texts its quotes would be escaped.
+    """
+    try:
+        found = _common_decoder.decode(body)
+    except msgspec.ValidationError:
+        return None
+    their_id, their_model, usage = b'"id":' + _encode(found.id), b'"model":' + _encode(found.model), bytes(found.usage)
+    native = found.choices[0].finish_reason
+    their_finish, our_finish = _FINISH_MEMBERS[native]
+    their_usage = b'"usage":' + usage
+    if not body.count(their_id) == body.count(their_model) == body.count(their_finish) == body.count(their_usage) == 1:
+        return None
+    our_id = b'"id":"%b","provider":%b' % (generation_id.encode(), _encode(provider))
+    if not found.system_fingerprint:
+        our_id += b',"system_fingerprint":null'
+    ours = body.replace(their_id, our_id).replace(their_model, b'"model":' + _encode(model)).replace(their_finish, our_finish)
+    before, _, after = ours.partition(their_usage)
+    return Answer(before + b'"usage":', after, found.id, native, native, usage if is_filled_object(found.usage) else None, body)
+
+
+# The member as it stands there, and what takes its place.
+_FINISH_MEMBERS = {
+    native: (b'"finish_reason":"%b"' % word, b'"finish_reason":"%b","native_finish_reason":"%b"' % (word, word))
+    for native, word in ((native, native.encode()) for native in ("stop", "length", "tool_calls", "content_filter"))
+}
 
 
 def _rewritten(body: bytes, generation_id: str, model: str, provider: str) -> Answer:
@@ -115,9 +182,9 @@ def _rewritten(body: bytes, generation_id: str, model: str, provider: str) -> An
             pieces += (b",", _encode(name), b":", value)
     if "system_fingerprint" not in fields:
         pieces.append(b',"system_fingerprint":null')
-    pieces += (b',"choices":', choices, b"}")
+    pieces += (b',"choices":', choices, b',"usage":')
     return Answer(
-        b"".join(pieces), id_of(fields["id"]) if "id" in fields else "", normal_finish(native), native, told, raw
+        b"".join(pieces), b"}", id_of(fields["id"]) if "id" in fields else "", normal_finish(native), native, told, body
     )  # fmt: skip
 
 

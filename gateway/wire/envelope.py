@@ -33,7 +33,6 @@ _STEERING_FIELDS = frozenset(
     "custom_llm_provider custom_host deployment_id azure_endpoint vertex_credentials vertex_project aws_access_key_id "
     "aws_secret_access_key litellm_params user_config mock_response fallbacks".split()
 )
-_PROMPTING = ("tools", "response_format")  # what a chat template writes out into the prompt
 _DROPPED = _GATEWAY_FIELDS | _STEERING_FIELDS | {"stream", "stream_options"}
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
@@ -103,8 +102,8 @@ class _Known(msgspec.Struct, gc=False):
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _known_decoder = msgspec.json.Decoder(_Known)
 _string_encoder = msgspec.json.Encoder()
-# A field's name as it stands in a forwarded body.
-_NAMES = {name: b',"%b":' % name.encode() for name in (*_Known.__struct_fields__, "logit_bias", "reasoning_effort", "verbosity")}
+# The name of a field that passes on, as it stands in a forwarded body.
+_NAMES = {name: b',"%b":' % name.encode() for name in (*_Known.__struct_fields__, "reasoning_effort", "verbosity") if name not in _DROPPED}
 _LIMITS = (_NAMES["max_tokens"], _NAMES["max_completion_tokens"])
 _STREAM = b',"stream":true,"stream_options":{"include_usage":true}'
 
@@ -152,22 +151,29 @@ def parse(body: bytes, kind: Kind) -> Envelope:
     max_tokens = known.max_tokens
     if known.max_completion_tokens is not None:  # both are sent, and a provider may know but one of them
         max_tokens = max(known.max_completion_tokens, max_tokens or 0)
-    prompt = _prompt(known, fields, kind)
-    extra = 0
-    for name in _PROMPTING:
-        if name in fields:
-            extra += len(fields[name])
+    messages = known.messages
+    if messages is not None and kind == "chat":
+        count = len(messages)
+        text_bytes, bytes_max, images = _said(messages, fields["messages"])
+    else:
+        count = images = 0
+        text_bytes, bytes_max = _prompt(known.prompt, fields, kind)
+    # What a chat template writes out into the prompt.
+    if known.tools is not None:
+        bytes_max += len(fields["tools"])
+    if known.response_format is not None:
+        bytes_max += len(fields["response_format"])
     return Envelope(
         kind,
         model,
-        tuple(models or ()),
+        tuple(models) if models else (),
         known.stream is True,
         max_tokens,
-        prompt.text_bytes,
-        prompt.bytes_max + extra,
-        prompt.messages,
-        prompt.images,
-        "reasoning" in fields or "reasoning_effort" in fields,
+        text_bytes,
+        bytes_max,
+        count,
+        images,
+        known.reasoning is not None or "reasoning_effort" in fields,
         known.user or "",
         known.session_id or "",
         _shared(fields, known),
@@ -214,9 +220,10 @@ def _known(body: bytes) -> _Known:
 def _shared(fields: dict[str, msgspec.Raw], known: _Known) -> tuple[bytes | msgspec.Raw, ...]:
     pieces: list[bytes | msgspec.Raw] = []
     for name, raw in fields.items():
-        if name not in _DROPPED:
-            pieces.append(_NAMES.get(name) or b"," + _string_encoder.encode(name) + b":")
-            pieces.append(raw)
+        if (known_name := _NAMES.get(name)) is not None:
+            pieces += (known_name, raw)
+        elif name not in _DROPPED:
+            pieces += (b"," + _string_encoder.encode(name) + b":", raw)
     if known.stream:
         if known.stream_options:
             pieces.append(b',"stream":true,"stream_options":' + msgspec.json.encode({**known.stream_options, "include_usage": True}))
@@ -226,21 +233,8 @@ def _shared(fields: dict[str, msgspec.Raw], known: _Known) -> tuple[bytes | msgs
     return tuple(pieces)
 
 
-class _Prompt(msgspec.Struct, frozen=True, gc=False):
-    text_bytes: int
-    bytes_max: int
-    messages: int = 0
-    images: int = 0
-
-
-def _prompt(known: _Known, fields: dict[str, msgspec.Raw], kind: Kind) -> _Prompt:
-    """What the prompt amounts to. Raises BadRequest when there is none to speak of."""
-    messages = known.messages
-    if kind == "text" or messages is None:
-        if known.prompt is None:
-            raise BadRequest("messages is required: a list of at least one message" if kind == "chat" else "prompt is required")
-        size = len(fields["prompt"])
-        return _Prompt(_text_bytes(known.prompt) if isinstance(known.prompt, str) else size, size)
+def _said(messages: list[Message], raw: msgspec.Raw) -> tuple[int, int, int]:
+    """Of a chat: bytes of text, the most tokens that any tokenizer makes of it, and images."""
     text_bytes = media = images = 0
     for message in messages:
         content = message.content
@@ -254,7 +248,15 @@ def _prompt(known: _Known, fields: dict[str, msgspec.Raw], kind: Kind) -> _Promp
                     media += 1
                     images += part.type == "image_url"
     # Without media all of the JSON is text, names of tools and their arguments included.
-    return _Prompt(text_bytes, text_bytes + media * MEDIA_TOKENS_MAX if media else len(fields["messages"]), len(messages), images)
+    return text_bytes, text_bytes + media * MEDIA_TOKENS_MAX if media else len(raw), images
+
+
+def _prompt(prompt: str | list[str | int | list[int]] | None, fields: dict[str, msgspec.Raw], kind: Kind) -> tuple[int, int]:
+    """The same of a bare prompt. Raises BadRequest when there is none to speak of."""
+    if prompt is None:
+        raise BadRequest("messages is required: a list of at least one message" if kind == "chat" else "prompt is required")
+    size = len(fields["prompt"])
+    return _text_bytes(prompt) if isinstance(prompt, str) else size, size
 
 
 def _without_value(error: msgspec.ValidationError) -> str:

@@ -18,13 +18,6 @@ BYTES_PER_TOKEN = 4
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """The most that is believed of one answer, in tokens."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-
 class _PromptDetails(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: _Count | None = None
     cache_write_tokens: _Count | None = None
@@ -51,32 +44,30 @@ class _Reported(msgspec.Struct, frozen=True, gc=False):
 _decoder = msgspec.json.Decoder(_Reported, strict=True)
 
 
-def read(reported: bytes | None, limits: Limits, *, images: int) -> Usage | None:
-    """The provider's own count; None when there is none to believe."""
+def read(reported: bytes | None, prompt_tokens_max: int, completion_tokens_max: int, *, images: int) -> Usage | None:
+    """The provider's own count; None when there is none, or none to believe: more than the most that can be."""
     if reported is None:
         return None
     try:
         told = _decoder.decode(reported)
     except msgspec.DecodeError:
         return None
-    completion = told.completion_tokens
+    prompt, completion = told.prompt_tokens, told.completion_tokens
     reasoning = cached = written = audio = 0
-    if (said := told.completion_tokens_details) is not None and said.reasoning_tokens:
-        reasoning = said.reasoning_tokens
-        if told.total_tokens == told.prompt_tokens + completion + reasoning:
+    if (made := told.completion_tokens_details) is not None and made.reasoning_tokens:
+        reasoning = made.reasoning_tokens
+        if told.total_tokens == prompt + completion + reasoning:
             completion += reasoning  # xAI and some others count reasoning beside completion
-    if (prompt := told.prompt_tokens_details) is not None:
-        cached = prompt.cached_tokens or 0
-        written = prompt.cache_write_tokens or prompt.cache_creation_tokens or 0
-        audio = prompt.audio_tokens or 0
+    if (details := told.prompt_tokens_details) is not None:
+        cached = details.cached_tokens or 0
+        written = details.cache_write_tokens or details.cache_creation_tokens or 0
+        audio = details.audio_tokens or 0
     cached = cached or told.prompt_cache_hit_tokens or told.cached_tokens or told.cache_read_input_tokens or 0
     written = written or told.cache_creation_input_tokens or 0
-    if told.prompt_tokens > limits.prompt_tokens or completion > limits.completion_tokens:
-        return None
-    if cached + written > told.prompt_tokens or reasoning > completion:
+    if prompt > prompt_tokens_max or completion > completion_tokens_max or cached + written > prompt or reasoning > completion:
         return None
     return Usage(
-        prompt_tokens=told.prompt_tokens,
+        prompt_tokens=prompt,
         completion_tokens=completion,
         cached_tokens=cached,
         cache_write_tokens=written,
@@ -86,11 +77,11 @@ def read(reported: bytes | None, limits: Limits, *, images: int) -> Usage | None
     )
 
 
-def estimate(*, prompt_text_bytes: int, completion_tokens: int, images: int, limits: Limits) -> Usage:
+def estimate(prompt_tokens_max: int, completion_tokens_max: int, *, prompt_text_bytes: int, completion_tokens: int, images: int) -> Usage:
     """Our own count: four bytes of prompt text a token, rounded up; the caller counted the rest."""
     return Usage(
-        prompt_tokens=min(-(-prompt_text_bytes // BYTES_PER_TOKEN), limits.prompt_tokens),
-        completion_tokens=min(completion_tokens, limits.completion_tokens),
+        prompt_tokens=min(-(-prompt_text_bytes // BYTES_PER_TOKEN), prompt_tokens_max),
+        completion_tokens=min(completion_tokens, completion_tokens_max),
         images=images,
         estimated=True,
     )

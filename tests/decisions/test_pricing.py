@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import example, given, settings
@@ -16,10 +16,24 @@ from hypothesis import strategies as st
 from gateway.domain.catalog import Price, PriceOverride
 from gateway.domain.money import NANOS_PER_USD, format_price, format_usd, parse_price, parse_usd
 from gateway.domain.usage import Usage
-from gateway.ledger.pricing import Cost, Moment, cost, worst
+from gateway.ledger.pricing import Cost, cost, worst
 
 GATEWAY = Path(__file__).parent.parent.parent / "gateway"
 MILLION = 1_000_000
+
+
+class Moment(NamedTuple):
+    """A time of the week in UTC: `hhmm` as in 1830, `weekday` 0 for Sunday."""
+
+    hhmm: int
+    weekday: int
+
+    @property
+    def unix_s(self) -> int:
+        days = (self.weekday - 4) % 7  # the first day of 1970 was a Thursday
+        return days * 86400 + self.hhmm // 100 * 3600 + self.hhmm % 100 * 60
+
+
 NOON = Moment(hhmm=1200, weekday=3)
 
 # 1e-12 .. 1e-2 USD per token, and whatever lies between two decimal places.
@@ -125,7 +139,7 @@ def expected(price: Price, usage: Usage, moment: Moment) -> Cost:
 @settings(max_examples=600, deadline=None)
 @given(any_price, usages(), moments)
 def test_led_10_a_cost_is_the_rational_one_rounded_up_once(price: Price, usage: Usage, moment: Moment) -> None:
-    assert cost(price, usage, moment) == expected(price, usage, moment)
+    assert cost(price, usage, moment.unix_s) == expected(price, usage, moment)
 
 
 # Two overrides that hold at once are dearer together than either: each raises a kind of its own.
@@ -144,7 +158,7 @@ TWO = Price(
 @example(TWO, Usage(prompt_tokens=1, completion_tokens=9, reasoning_tokens=9, searches=1), NOON, 0, 0)
 def test_a_hold_for_the_worst_case_covers_every_cost(price: Price, usage: Usage, moment: Moment, prompt: int, completion: int) -> None:
     held = worst(price).nanos(usage.prompt_tokens + prompt, usage.completion_tokens + completion, usage.images)
-    assert held >= cost(price, usage, moment).total_nanos
+    assert held >= cost(price, usage, moment.unix_s).total_nanos
 
 
 @settings(max_examples=300, deadline=None)
@@ -163,16 +177,16 @@ def test_led_10_what_is_free_costs_exactly_nothing(usage: Usage, moment: Moment)
     free = Price(prompt=0, completion=0)
     wholly_discounted = Price(prompt=7, completion=10**13, request=1, discount_millionths=MILLION)
     for price in (free, wholly_discounted):
-        assert cost(price, usage, moment) == Cost(0, 0)
+        assert cost(price, usage, moment.unix_s) == Cost(0, 0)
         assert worst(price).nanos(10**7, 10**7, 20) == 0
 
 
 def test_led_10_a_million_tiny_calls_lose_nothing_but_their_own_rounding() -> None:
     """A fifth of a nano a call: each is charged one whole nano, by the documented rule, and their sum is exact."""
     price = Price(prompt=parse_price("0.0000000000001"), completion=0)
-    each = cost(price, Usage(prompt_tokens=2, completion_tokens=5), NOON).total_nanos
+    each = cost(price, Usage(prompt_tokens=2, completion_tokens=5), NOON.unix_s).total_nanos
     assert each == 1 and each * MILLION == parse_usd("0.001")
-    whole = cost(price, Usage(prompt_tokens=2 * MILLION, completion_tokens=5), NOON).total_nanos
+    whole = cost(price, Usage(prompt_tokens=2 * MILLION, completion_tokens=5), NOON.unix_s).total_nanos
     assert whole == 200
 
 
@@ -180,7 +194,7 @@ def test_led_10_a_million_tiny_calls_lose_nothing_but_their_own_rounding() -> No
 def test_a_prompt_is_dearer_above_the_border_and_not_on_it(tokens: int, usd: str) -> None:
     dear = PriceOverride(min_prompt_tokens=200_000, prices={"prompt": parse_price("0.000002")})
     price = Price(prompt=parse_price("0.000001"), completion=0, overrides=(dear,))
-    assert format_usd(cost(price, Usage(prompt_tokens=tokens, completion_tokens=0), NOON).total_nanos) == usd
+    assert format_usd(cost(price, Usage(prompt_tokens=tokens, completion_tokens=0), NOON.unix_s).total_nanos) == usd
 
 
 @pytest.mark.parametrize(
@@ -190,7 +204,7 @@ def test_a_prompt_is_dearer_above_the_border_and_not_on_it(tokens: int, usd: str
 def test_hours_are_half_open_and_wrap_over_midnight(hhmm: int, weekday: int, nanos: int) -> None:
     night = PriceOverride(utc_start=1630, utc_end=30, utc_days=(1, 2, 3, 4, 5, 6), prices={"prompt": MILLION})
     price = Price(prompt=2 * MILLION, completion=0, overrides=(night,))
-    assert cost(price, Usage(prompt_tokens=1, completion_tokens=0), Moment(hhmm=hhmm, weekday=weekday)).total_nanos == nanos
+    assert cost(price, Usage(prompt_tokens=1, completion_tokens=0), Moment(hhmm=hhmm, weekday=weekday).unix_s).total_nanos == nanos
 
 
 @given(st.integers(0, 2**62))
@@ -220,7 +234,9 @@ def money_code() -> Iterator[tuple[str, ast.AST]]:
     yield "money.py", money
     for tree in functions(GATEWAY / "edge" / "settlement.py", "Bill", "Settlement"):
         yield "settlement.py", tree
-    for tree in functions(GATEWAY / "edge" / "admission.py", "Quote", "quote", "completion_max", "_try", "_refusal"):
+    for tree in functions(
+        GATEWAY / "edge" / "admission.py", "Quote", "quote", "worst_nanos", "completion_max", "hold_at_once", "_try", "_refusal"
+    ):
         yield "admission.py", tree
 
 
@@ -261,4 +277,4 @@ def test_the_static_rule_sees_what_it_forbids() -> None:
 
 
 def test_the_worst_case_of_overrides_that_hold_together_is_their_sum() -> None:
-    assert worst(TWO).completion == 20 * MILLION and worst(TWO).fixed == 12 * MILLION
+    assert (worst(TWO).completion, worst(TWO).fixed) == (20 * MILLION * MILLION, 12 * MILLION * MILLION)

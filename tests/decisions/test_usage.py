@@ -10,24 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.domain.usage import Usage
-from gateway.wire.usage import Limits, estimate, read
+from gateway.wire.usage import estimate, read
 
-LIMITS = Limits(prompt_tokens=2000, completion_tokens=500)
+LIMITS = (2000, 500)  # the most prompt and completion tokens that are believed
 
 
 def told(**members: Any) -> Usage | None:
-    return read(json.dumps({"prompt_tokens": 100, "completion_tokens": 40, **members}).encode(), LIMITS, images=0)
+    return read(json.dumps({"prompt_tokens": 100, "completion_tokens": 40, **members}).encode(), *LIMITS, images=0)
 
 
 def test_led_11_an_explicit_zero_is_a_count_and_no_estimate() -> None:
-    zero = read(b'{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}', LIMITS, images=0)
+    zero = read(b'{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}', *LIMITS, images=0)
     assert zero == Usage(prompt_tokens=0, completion_tokens=0)
     assert zero is not None and not zero.estimated
 
 
 @pytest.mark.parametrize("reported", [None, b"{}", b"[]", b"null", b"7", b'"usage"', b"", b"{", b'{"completion_tokens":3}'])
 def test_led_11_without_a_count_there_is_nothing_to_believe(reported: bytes | None) -> None:
-    assert read(reported, LIMITS, images=0) is None
+    assert read(reported, *LIMITS, images=0) is None
 
 
 SHAPES: dict[str, tuple[dict[str, Any], Usage]] = {
@@ -105,7 +105,7 @@ def test_led_11_what_cannot_be_is_refused(kind: str) -> None:
 
 
 def test_led_11_nan_is_refused() -> None:
-    assert read(b'{"prompt_tokens":NaN,"completion_tokens":1}', LIMITS, images=0) is None
+    assert read(b'{"prompt_tokens":NaN,"completion_tokens":1}', *LIMITS, images=0) is None
 
 
 numbers = st.one_of(st.integers(-(2**70), 2**70), st.integers(-3, 3000), st.floats(), st.text(max_size=3), st.none(), st.booleans())
@@ -119,15 +119,15 @@ NAMES = ("prompt_tokens", "completion_tokens", "total_tokens", "prompt_cache_hit
     st.dictionaries(st.sampled_from(["prompt_tokens_details", "completion_tokens_details"]), details | numbers),
 )
 def test_whatever_is_reported_comes_out_within_the_limits_or_not_at_all(counts: dict[str, Any], parts: dict[str, Any]) -> None:
-    usage = read(json.dumps(counts | parts).encode(), LIMITS, images=2)
+    usage = read(json.dumps(counts | parts).encode(), *LIMITS, images=2)
     if usage is not None:
-        assert 0 <= usage.cached_tokens + usage.cache_write_tokens <= usage.prompt_tokens <= LIMITS.prompt_tokens
-        assert 0 <= usage.reasoning_tokens <= usage.completion_tokens <= LIMITS.completion_tokens
+        assert 0 <= usage.cached_tokens + usage.cache_write_tokens <= usage.prompt_tokens <= LIMITS[0]
+        assert 0 <= usage.reasoning_tokens <= usage.completion_tokens <= LIMITS[1]
         assert min(usage.cached_tokens, usage.cache_write_tokens, usage.audio_tokens) >= 0
         assert usage.images == 2 and not usage.estimated
 
 
 @pytest.mark.parametrize(("prompt_bytes", "prompt_tokens"), [(0, 0), (1, 1), (4, 1), (5, 2), (8000, 2000), (8001, 2000)])
 def test_an_estimate_is_four_bytes_a_token_rounded_up_and_marked(prompt_bytes: int, prompt_tokens: int) -> None:
-    usage = estimate(prompt_text_bytes=prompt_bytes, completion_tokens=501, images=1, limits=LIMITS)
+    usage = estimate(*LIMITS, prompt_text_bytes=prompt_bytes, completion_tokens=501, images=1)
     assert usage == Usage(prompt_tokens=prompt_tokens, completion_tokens=500, images=1, estimated=True)

@@ -1,0 +1,41 @@
+"""What the head of an inference request presents: a key, and what callers say about themselves."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.domain.keys import PREFIX, digest, presented_secret
+from gateway.edge.heads import RequestHead
+
+TEXT_CHARS_MAX = 256  # of what callers say about themselves
+
+
+class Presented(msgspec.Struct, frozen=True):
+    """Read of a head once, and kept with it: callers on a kept connection send the same head again and again."""
+
+    key_digest: str
+    http_referer: str
+    title: str
+    user_agent: str
+    session_id: str
+
+
+def presented(head: RequestHead) -> Presented:
+    """Raises Unauthenticated when the head presents no key."""
+    header = head.headers.get
+    return Presented(
+        key_digest=digest(presented_secret(header("Authorization"), header("x-api-key"))),
+        http_referer=said(header("HTTP-Referer") or header("Referer")),
+        title=said(header("X-OpenRouter-Title") or header("X-Title")),
+        user_agent=said(header("User-Agent")),
+        session_id=said(header("x-session-id")),
+    )
+
+
+def said(text: str | None) -> str:
+    """Of what callers say about themselves, what may be kept: bounded, Unicode, and never a key."""
+    if not text or PREFIX in text:
+        return ""
+    if not text.isascii():  # header bytes that are not UTF-8 come surrogate-escaped, which no record can hold
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text[:TEXT_CHARS_MAX]
