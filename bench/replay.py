@@ -102,13 +102,15 @@ class Replay:
         providers = Providers(telemetry=telemetry, calls_max=1000)
         providers.update(CATALOG)
         snapshots.replace(CATALOG, lambda endpoint: True)
+        report = ExchangeReport(telemetry, log)
+        self._settlement = Settlement(journal=self._journal, report=report, charge_broken_streams=False, log=log)
         parts = Parts(
             keys=Keys(cast(LinkClient, KnownKeys())),
             admission=admission,
-            settlement=Settlement(journal=self._journal, charge_broken_streams=False),
+            settlement=self._settlement,
             snapshots=snapshots,
             providers=providers,
-            report=ExchangeReport(telemetry, log),
+            report=report,
             timeouts=Timeouts(),
             upstream=Upstream(),
         )
@@ -129,7 +131,7 @@ class Replay:
         """One request and its answer; what the caller got."""
         self._caller.data_received(self._request)
         self._provider.data_received(self._answer)
-        self._journal._write_batch()  # the loop's own turn would do it
+        self._settlement.settle()  # the loop's own turn would do it
         got = b"".join(self._caller_wire.written)
         self._caller_wire.written.clear()
         self._provider_wire.written.clear()

@@ -57,12 +57,15 @@ class Edge:
         self._control = Pool(
             Origin(unix_path=runtime.socket(PUBLIC)), resolver=Resolver(), tls=None, calls_max=settings.upstream.inflight_max
         )
+        self._settlement = Settlement(
+            journal=self._journal, report=self._report, charge_broken_streams=settings.billing.charge_broken_streams, log=log
+        )
         self._server = EdgeServer(
             settings=settings.server,
             parts=Parts(
                 keys=self._keys,
                 admission=self._admission,
-                settlement=Settlement(journal=self._journal, charge_broken_streams=settings.billing.charge_broken_streams),
+                settlement=self._settlement,
                 snapshots=self._snapshots,
                 providers=self._providers,
                 report=self._report,
@@ -100,6 +103,7 @@ class Edge:
         await self._server.drain()
         await self._providers.close()
         await self._control.close()
+        self._settlement.settle()
         self._journal.retry()
         await self._journal.close()
         await self._link.stop()

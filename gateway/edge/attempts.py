@@ -211,8 +211,8 @@ class AnswerAttempt(Attempt):
         self._collect(data, self._exchange.parts.upstream.answer_bytes_max)
 
     def _on_ok_end(self) -> None:
-        clock = time.perf_counter()
         exchange = self._exchange
+        exchange.answered_at = time.perf_counter()
         body = self._collected[0] if len(self._collected) == 1 else b"".join(self._collected)
         self._collected.clear()
         try:
@@ -229,5 +229,4 @@ class AnswerAttempt(Attempt):
         self.finish_reason, self.native_finish_reason = answer.finish_reason, answer.native_finish_reason
         self.first_content_at = exchange.parts.loop.time()
         self._end("ok")
-        exchange.overhead_s += time.perf_counter() - clock
         exchange.answer(answer.render)

@@ -347,10 +347,11 @@ class CallerConnection(asyncio.Protocol):
         return self._keep_alive and not self._reading_body and not self._eof and not self._door.draining
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None:
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
             if self._write_paused:
                 self._unsent += len(data)  # what is added says nothing about what the caller takes
-            self._transport.write(data)
+            transport.write(data)
 
     # Refusing and waiting.
 

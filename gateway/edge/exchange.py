@@ -49,15 +49,21 @@ class InferenceExchange:
     finished = False
     generation_id = ""
     created_s = 0
-    overhead_s = 0.0
+    overhead_s = 0.0  # inside us, not waiting for anybody
+    answered_at = 0.0  # by the clock of `overhead_s`: when the provider had said all
     key: KeyRecord | None = None
     envelope: Envelope | None = None
+    hold: Hold | None = None
+    attempt: Attempt | None = None  # under way, or the one that served
+    status = 200  # told to the caller, or 499
+    error: GatewayError | None = None  # how it ended
+    bill: Bill | None = None
     _asked = False  # for the key
     _streaming_begun = False
-    _hold: Hold | None = None
     _body: bytes | None = None
-    _attempt: Attempt | None = None
     _last_error: GatewayError | None = None
+    _last_events = b""
+    _render: Callable[[bytes], bytes] | None = None  # puts the `usage` object into what the answer ends with
 
     def __init__(self, parts: Parts, caller: CallerConnection, head: RequestHead, kind: Kind) -> None:
         self.parts = parts
@@ -141,7 +147,7 @@ class InferenceExchange:
         else:
             admission.reserve(key, quote(envelope, self._choices), self._on_reserved)
         self.overhead_s += time.perf_counter() - clock
-        if not self.finished and self._attempt is None:  # a lease is awaited
+        if not self.finished and self.attempt is None:  # a lease is awaited
             self.rearm()
 
     def _rank(self, envelope: Envelope) -> list[Choice]:
@@ -166,7 +172,7 @@ class InferenceExchange:
             assert error is not None
             self._fail(error)
         else:
-            self._hold = hold
+            self.hold = hold
             self._next_attempt()
 
     # 4. Attempts, one after the other, until a first content byte.
@@ -180,7 +186,7 @@ class InferenceExchange:
             if upstream is None:
                 continue
             attempt = (StreamAttempt if self.streaming else AnswerAttempt)(self, choice, upstream)
-            self._attempt = attempt
+            self.attempt = attempt
             self.attempts.append(attempt)
             try:
                 attempt.start(self.envelope.body_for(endpoint.upstream_model, choice.limit_name))
@@ -189,7 +195,7 @@ class InferenceExchange:
                 self._last_error = full
                 continue
             return
-        self._attempt = None
+        self.attempt = None
         self._fail(self._last_error or NoEndpointAvailable("no provider of this model can be tried now", retry_after_s=1.0))
 
     def attempt_failed(self, error: GatewayError) -> None:
@@ -206,12 +212,9 @@ class InferenceExchange:
 
     def answer(self, render: Callable[[bytes], bytes]) -> None:
         """A whole answer, in our name; `render` puts the `usage` object into it."""
-        if self.finished:
-            return
-        caller, headers = self._caller, (("X-Generation-Id", self.generation_id),)
-        bill = self._bill(None)
-        body = render(bill.usage_json())
-        self._finish(200, None, bill, lambda: caller.answer(200, body, headers) if caller is not None else None)
+        if not self.finished:
+            self._render = render
+            self._finish(200, None)
 
     def stream(self, data: bytes) -> None:
         """Events for the caller; the first ones carry the first content."""
@@ -230,9 +233,8 @@ class InferenceExchange:
             return
         if not self._streaming_begun:
             self._begin_stream(caller)
-        bill = self._bill(None)
-        last = data + render(bill.usage_json()) + DONE
-        self._finish(200, None, bill, lambda: caller.end_stream(last))
+        self._last_events, self._render = data, render
+        self._finish(200, None)
 
     def break_stream(self, error: GatewayError) -> None:
         """After the first content byte: one error event, no success marker after it."""
@@ -249,7 +251,7 @@ class InferenceExchange:
         at = self.total_at
         if self.streaming:
             at = min(at, self.keepalive_at)
-        attempt = self._attempt
+        attempt = self.attempt
         if attempt is not None and attempt.phase_at:
             at = min(at, attempt.phase_at)
         self._deadline.set(at, self._expired)
@@ -261,7 +263,7 @@ class InferenceExchange:
         if now >= self.total_at:
             self._fail(DeadlineExceeded("The request took too long and was given up"))
             return
-        attempt = self._attempt
+        attempt = self.attempt
         if attempt is not None and attempt.phase_at and now >= attempt.phase_at:
             attempt.phase_expired()
         elif self.streaming and now >= self.keepalive_at:
@@ -276,19 +278,19 @@ class InferenceExchange:
         self._caller = None
         if self.finished:
             return
-        if not self.streaming and self._attempt is not None:
+        if not self.streaming and self.attempt is not None:
             self._deadline = Deadline(self.parts.loop)
             self.rearm()
             return
         self._finish(499, CallerGone("the caller hung up"))
 
     def on_caller_slow(self) -> None:
-        if self._attempt is not None:
-            self._attempt.pause()
+        if self.attempt is not None:
+            self.attempt.pause()
 
     def on_caller_ready(self) -> None:
-        if self._attempt is not None:
-            self._attempt.resume()
+        if self.attempt is not None:
+            self.attempt.resume()
 
     def on_drain_end(self) -> None:
         self._fail(Draining("The gateway is shutting down", retry_after_s=1.0))
@@ -296,45 +298,60 @@ class InferenceExchange:
     # 8. The end, once.
 
     def _fail(self, error: GatewayError) -> None:
-        if self.finished:
-            return
-        caller, attempt = self._caller, self._attempt
-        if caller is None:
+        if not self.finished:
             self._finish(error.http_status, error)
-        elif not self._streaming_begun:
-            headers = (("X-Generation-Id", self.generation_id),) if self.generation_id else ()
-            self._finish(error.http_status, error, then=lambda: caller.answer_error(error, headers))
-        else:
-            assert self.envelope is not None
-            model = attempt.model.id if attempt is not None else self.envelope.model
-            provider = attempt.upstream.provider.name if attempt is not None else ""
-            event = error_event(error.body(), self.generation_id, model, provider, self.created_s, self.kind)
-            self._finish(error.http_status, error, then=lambda: caller.end_stream(event))
 
-    def _bill(self, error: GatewayError | None) -> Bill:
-        return self.parts.settlement.bill(self, self._attempt, error)
-
-    def _finish(self, status: int, error: GatewayError | None, bill: Bill | None = None, then: Callable[[], None] = lambda: None) -> None:
-        """Stop the provider where it still works, settle, tell, and only then let the last byte go: `then`."""
+    def _finish(self, status: int, error: GatewayError | None) -> None:
+        """Stop the provider where it still works, and settle; only then may the last byte go."""
         self.finished = True
+        self.status, self.error = status, error
         if self._caller is not None:
-            self._caller = None
             self._deadline.clear()
         else:
             self._deadline.close()
-        attempt, hold = self._attempt, self._hold
+        attempt = self.attempt
         if attempt is not None and (error is not None or not attempt.ended):
             attempt.leave(error)
-        if hold is not None and not self.attempts:
-            hold.release()
-            hold = None
-        if hold is None:
-            self.parts.report.finished(self, status, error, None)
-            then()
+        if self.hold is not None and self.attempts:
+            self.parts.settlement.end(self)
+            return
+        if self.hold is not None:
+            self.hold.release()
+        self.parts.report.finished(self, self.parts.loop.time())
+        self.send_last()
+
+    def send_last(self) -> None:
+        """What the caller still waits for; told once the end of the exchange is on record."""
+        caller, error = self._caller, self.error
+        if caller is None:
+            pass
+        elif error is None:
+            assert self.bill is not None and self._render is not None
+            body = self._render(self.bill.usage_json())
+            if self.streaming:
+                caller.end_stream(b"%b%b%b" % (self._last_events, body, DONE))
+            else:
+                caller.answer(200, body, (("X-Generation-Id", self.generation_id),))
+        elif self._streaming_begun:
+            caller.end_stream(self._error_event(error))
         else:
-            bill = bill or self._bill(error)
-            self.parts.report.finished(self, status, error, bill.usage)
-            self.parts.settlement.settle(self, hold, attempt, bill, status=status, error=error, then=then)
+            caller.answer_error(error, (("X-Generation-Id", self.generation_id),) if self.generation_id else ())
+        self._let_go()
+
+    def abandon(self) -> None:
+        """Its end cannot be put on record, so no caller may take it for one."""
+        if self._caller is not None:
+            self._caller.abort()
+        self._let_go()
+
+    def _let_go(self) -> None:
         # Attempts know their exchange: without this cut every exchange would wait for the cycle collector.
-        self._attempt = self._hold = None
+        self._caller = self.attempt = self.hold = None
         self.attempts.clear()
+
+    def _error_event(self, error: GatewayError) -> bytes:
+        assert self.envelope is not None
+        attempt = self.attempt
+        model = attempt.model.id if attempt is not None else self.envelope.model
+        provider = attempt.upstream.provider.name if attempt is not None else ""
+        return error_event(error.body(), self.generation_id, model, provider, self.created_s, self.kind)

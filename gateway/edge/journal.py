@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from gateway.domain.errors import Overloaded, StoreUnavailable
-from gateway.domain.generation import Generation
 from gateway.log import Log
-from gateway.wire import records
 
 ROTATE_BYTES = 64 * 1024 * 1024
 
@@ -28,7 +26,7 @@ Fsync = Literal["batch", "always", "never"]
 
 
 class Journal:
-    """Appends to `edge-<slot>-<incarnation>.<n>` in `folder`. `on_appended` is called after each append."""
+    """Appends framed records to `edge-<slot>-<incarnation>.<n>` in `folder`. `on_appended` is called after each append."""
 
     def __init__(
         self,
@@ -55,8 +53,6 @@ class Journal:
         self._sizes: dict[int, int] = {}  # bytes per file, from the one that control is reading to the one being written
         self._failed = False
         self._unwritten: list[bytes] = []  # records of what was served before the failure was known
-        self._batch: list[bytes] = []
-        self._thens: list[Callable[[], None]] = []
         self._unsynced: list[Callable[[], None]] = []
         self._sync: asyncio.Future[None] | None = None
         self._dirty = False
@@ -77,28 +73,14 @@ class Journal:
         if self.pending_bytes > self._bytes_max:
             raise Overloaded("too many charges wait to be recorded; try again shortly", retry_after_s=1.0)
 
-    def append(self, generation: Generation, then: Callable[[], None]) -> None:
-        """Write the record within this turn of the loop, then call `then`; with `fsync = "always"` after its sync.
-
-        One write serves all exchanges that end in the same turn.
-        """
-        self._batch.append(records.encode(generation))
-        self._thens.append(then)
-        if len(self._batch) == 1:
-            self._loop.call_soon(self._write_batch)
-
-    def _write_batch(self) -> None:
-        batch, thens = self._batch, self._thens
-        if not batch:
-            return
-        self._batch, self._thens = [], []
+    def append(self, batch: list[bytes], then: Callable[[], None]) -> None:
+        """Write these records, then call `then`; with `fsync = "always"` after their sync."""
         left = self._write(batch)
         self._unwritten += left
         if self._fsync == "always" and not left:
-            self._unsynced += thens
-            return
-        # When there is some left: these answers were made and paid for, and it is not the callers' fault that we cannot note them.
-        for then in thens:
+            self._unsynced.append(then)
+        else:
+            # When there is some left: these answers were made and paid for, and it is not the callers' fault that we cannot note them.
             then()
 
     def _write(self, batch: list[bytes]) -> list[bytes]:
@@ -161,7 +143,6 @@ class Journal:
 
     async def close(self) -> None:
         """Sync what is there and give the lock back."""
-        self._write_batch()
         while self._sync is not None:
             await asyncio.wait((self._sync,))
         if self._fd >= 0:

@@ -6,6 +6,7 @@ one error event ends them.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from multidict import CIMultiDictProxy
@@ -136,6 +137,7 @@ class StreamAttempt(Attempt):
     def _on_done(self, events: bytes) -> None:
         """`[DONE]`, or a clean end after a finish reason: the protocol says that the answer is complete."""
         splicer = self._splicer
+        self._exchange.answered_at = time.perf_counter()
         if not self.committed:
             if splicer.finish_reason is None:
                 self._fail(UpstreamGarbage("Provider's answer is empty", provider_status=200))

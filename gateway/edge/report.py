@@ -66,18 +66,17 @@ class ExchangeReport:
         """Children of vanished endpoints are not looked up any more; their figures stay."""
         self._endpoints.clear()
 
-    def finished(self, exchange: InferenceExchange, status: int, error: GatewayError | None, usage: Usage | None) -> None:
-        """`usage` is what was billed, of the attempt that served."""
-        route, attempts = ROUTES[exchange.kind], exchange.attempts
-        self.answered(route, status)
+    def finished(self, exchange: InferenceExchange, now: float) -> None:
+        route, attempts, error, bill = ROUTES[exchange.kind], exchange.attempts, exchange.error, exchange.bill
+        self.answered(route, exchange.status)
         if error is not None:
             self._telemetry.counter("gateway_refusals_total", error.code).add()
-        now = exchange.parts.loop.time()
-        for attempt in attempts:
-            self._attempt(attempt, now, usage)
         if attempts:
+            usage = bill.usage if bill is not None else None
+            for attempt in attempts:
+                self._attempt(attempt, now, usage)
             self._overhead.observe(exchange.overhead_s)
-        self._log.struct("exchange", _line(exchange, route, status, error, now))
+        self._log.struct("exchange", _line(exchange, route, now))
 
     def refused(self, route: str, error: GatewayError) -> None:
         """A request that never became an exchange."""
@@ -111,12 +110,12 @@ class ExchangeReport:
                 figures.per_token.observe((now - attempt.first_content_at) / (usage.completion_tokens - 1))
 
 
-def _line(exchange: InferenceExchange, route: str, status: int, error: GatewayError | None, now: float) -> ExchangeLine:
-    envelope, key, attempts = exchange.envelope, exchange.key, exchange.attempts
+def _line(exchange: InferenceExchange, route: str, now: float) -> ExchangeLine:
+    envelope, key, attempts, error = exchange.envelope, exchange.key, exchange.attempts, exchange.error
     line = ExchangeLine(
         exchange.generation_id or None,
         route,
-        status,
+        exchange.status,
         [(attempt.endpoint.id, attempt.outcome, attempt.provider_status) for attempt in attempts],
         int((now - exchange.started_at) * 1000),
         int(exchange.overhead_s * 1e6),

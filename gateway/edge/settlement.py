@@ -1,13 +1,14 @@
 """The end of an exchange as money: what was used, what it costs, what the journal says. Once per hold.
 
 The record is written before the caller's last byte, so that no caller sees the end of an answer that a crash could
-forget. What is free is recorded with what it would have cost.
+forget. What is free is recorded with what it would have cost. Exchanges that end in the same turn of the loop are settled
+together: one write serves them all.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,8 +20,11 @@ from gateway.domain.usage import Usage
 from gateway.edge.admission import completion_max
 from gateway.edge.journal import Journal
 from gateway.edge.presented import TEXT_CHARS_MAX, said
+from gateway.edge.report import ExchangeReport
 from gateway.ledger.book import Hold
 from gateway.ledger.pricing import cost
+from gateway.log import Log, exception_fields
+from gateway.wire import records
 from gateway.wire import usage as wire_usage
 
 if TYPE_CHECKING:
@@ -67,17 +71,60 @@ _USAGE = (
 
 
 class Settlement:
-    """Bills, journals, and turns holds into charges."""
+    """Bills, turns holds into charges, journals, reports, and lets last bytes leave."""
 
-    def __init__(self, *, journal: Journal, charge_broken_streams: bool) -> None:
+    def __init__(self, *, journal: Journal, report: ExchangeReport, charge_broken_streams: bool, log: Log) -> None:
         self._journal = journal
+        self._report = report
         self._charge_broken_streams = charge_broken_streams
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._ending: list[InferenceExchange] = []
 
     def require_room(self) -> None:
         """Raises when a charge could not be recorded; asked before anything is held."""
         self._journal.require_room()
 
-    def bill(self, exchange: InferenceExchange, attempt: Attempt | None, error: GatewayError | None) -> Bill:
+    def end(self, exchange: InferenceExchange) -> None:
+        """An exchange is over that held credit and reached a provider: settle it before this turn of the loop ends."""
+        if not self._ending:
+            self._loop.call_soon(self.settle)
+        self._ending.append(exchange)
+
+    def settle(self) -> None:
+        """Settle all that is over; their last bytes leave when the records are written."""
+        ending, self._ending = self._ending, []
+        lines: list[bytes] = []
+        told: list[InferenceExchange] = []
+        for exchange in ending:
+            try:
+                lines.append(self._settled(exchange))
+            except Exception as error:  # noqa: BLE001 - what is wrong with one must not take the others' money and answers with it
+                self._log.error("settlement_failed", generation=exchange.generation_id, **exception_fields(error))
+                exchange.abandon()
+            else:
+                told.append(exchange)
+        if told:
+            self._journal.append(lines, lambda: self._let_go(told))
+
+    def _settled(self, exchange: InferenceExchange) -> bytes:
+        """Turn the hold into the charge; the record of it."""
+        hold = exchange.hold
+        assert hold is not None
+        exchange.bill = bill = self._bill(exchange, exchange.attempt, exchange.error)
+        hold.settle(bill.nanos)
+        return records.encode(_record(exchange, hold, bill))
+
+    def _let_go(self, ending: list[InferenceExchange]) -> None:
+        now, clock = self._loop.time(), time.perf_counter()
+        for exchange in ending:
+            if exchange.answered_at:
+                exchange.overhead_s += clock - exchange.answered_at
+            self._report.finished(exchange, now)
+        for exchange in ending:
+            exchange.send_last()
+
+    def _bill(self, exchange: InferenceExchange, attempt: Attempt | None, error: GatewayError | None) -> Bill:
         """What this end costs, by the attempt that served; failed attempts cost nothing."""
         if attempt is None or not attempt.first_content_at:
             return Bill(None)
@@ -91,21 +138,6 @@ class Settlement:
         if free:
             return Bill(usage, unbilled_nanos=full.total_nanos)
         return Bill(usage, full.total_nanos, full.prompt_nanos)
-
-    def settle(
-        self,
-        exchange: InferenceExchange,
-        hold: Hold,
-        attempt: Attempt | None,
-        bill: Bill,
-        *,
-        status: int,
-        error: GatewayError | None,
-        then: Callable[[], None],
-    ) -> None:
-        """Journal the exchange, resolve its hold, then call `then`, which sends the last byte."""
-        hold.settle(bill.nanos)
-        self._journal.append(_record(exchange, hold, attempt, bill, status, error), then)
 
     def _usage(self, exchange: InferenceExchange, attempt: Attempt, *, was_cut: bool) -> Usage:
         envelope = exchange.envelope
@@ -126,9 +158,8 @@ class Settlement:
         return told
 
 
-def _record(
-    exchange: InferenceExchange, hold: Hold, attempt: Attempt | None, bill: Bill, status: int, error: GatewayError | None
-) -> Generation:
+def _record(exchange: InferenceExchange, hold: Hold, bill: Bill) -> Generation:
+    attempt, error = exchange.attempt, exchange.error
     key, envelope, presented = exchange.key, exchange.envelope, exchange.head.presented
     assert key is not None and envelope is not None and presented is not None
     record = Generation(
@@ -139,7 +170,7 @@ def _record(
         model=envelope.model,
         kind=exchange.kind,
         streamed=envelope.stream,
-        status=status,
+        status=exchange.status,
         usage=bill.usage,
         charged_nanos=bill.nanos,
         prompt_nanos=bill.prompt_nanos,

@@ -319,9 +319,9 @@ _STEPS = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")  # read as signed bytes: 
 
 
 def _may_nest_deeper(body: bytes) -> bool:
-    """Whether there are more than NESTING_MAX opening brackets at all. `find` is 20 times as fast as `count` where they are rare."""
+    """Whether there are more than NESTING_MAX opening brackets at all. Where they are rare, `count` takes 20 times as long as this."""
     if len(body) < 16384:
-        return body.count(b"{") + body.count(b"[") > NESTING_MAX
+        return len(body.split(b"{", NESTING_MAX + 1)) + len(body.split(b"[", NESTING_MAX + 1)) > NESTING_MAX + 2
     left = NESTING_MAX
     for bracket in (b"{", b"["):
         at = body.find(bracket)

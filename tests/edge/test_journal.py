@@ -47,7 +47,7 @@ def read(folder: Path) -> list[str]:
 async def appended(journal: Journal, number: int, seen: Callable[[], Any] = lambda: None) -> Any:
     """What `seen()` is at the moment when the last byte may leave."""
     done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    journal.append(generation(number), lambda: done.set_result(seen()))
+    journal.append([records.encode(generation(number))], lambda: done.set_result(seen()))
     return await asyncio.wait_for(done, 5.0)
 
 

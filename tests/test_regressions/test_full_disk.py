@@ -25,15 +25,12 @@ def opened(folder: Path, fsync: Fsync) -> Journal:
 
 
 async def append(journal: Journal, *names: str) -> None:
-    """Returns when all their last bytes may leave."""
-    waiting = []
-    for name in names:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        record = Generation(id=name, account_id="user_ann", key_digest="abc", created_at_ms=1, model="a/b", charged_nanos=1)
-        journal.append(record, lambda done=done: done.set_result(None))  # type: ignore[misc]
-        waiting.append(done)
+    """Returns when their last bytes may leave."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    made = [Generation(id=name, account_id="user_ann", key_digest="abc", created_at_ms=1, model="a/b", charged_nanos=1) for name in names]
+    journal.append([records.encode(each) for each in made], lambda: done.set_result(None))
     async with asyncio.timeout(5.0):
-        await asyncio.gather(*waiting)
+        await done
 
 
 def recorded(folder: Path) -> list[str]:
