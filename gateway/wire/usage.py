@@ -1,8 +1,8 @@
 """Usage as providers report it, read with suspicion; and the estimate where they do not, or not believably.
 
 Explicit zero is zero; absent is an estimate marked as one; negative, fractional, of the wrong type or beyond what the
-model can hold is refused and estimated. Sources: OpenAI, DeepSeek, Anthropic (compatible), xAI, Moonshot usage objects,
-read 2026-11.
+model can hold is refused and estimated. Sources: OpenAI, DeepSeek, Anthropic and Gemini (compatible), xAI, Moonshot usage
+objects, read 2026-11.
 """
 
 from __future__ import annotations
@@ -63,8 +63,10 @@ def read(reported: bytes | None, limits: Limits, *, images: int) -> Usage | None
     reasoning = cached = written = audio = 0
     if (said := told.completion_tokens_details) is not None and said.reasoning_tokens:
         reasoning = said.reasoning_tokens
-        if told.total_tokens == told.prompt_tokens + completion + reasoning:
-            completion += reasoning  # xAI and some others count reasoning beside completion
+    beside = (told.total_tokens or 0) - told.prompt_tokens - completion
+    if beside > 0 and reasoning in (0, beside):
+        # xAI and some others count reasoning beside completion; Gemini's compatible endpoint tells of it in the total alone.
+        completion, reasoning = completion + beside, beside
     if (prompt := told.prompt_tokens_details) is not None:
         cached = prompt.cached_tokens or 0
         written = prompt.cache_write_tokens or prompt.cache_creation_tokens or 0
