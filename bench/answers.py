@@ -243,7 +243,8 @@ def _opening(writer: Writer, behaviour: Behaviour) -> bytes:
     if behaviour.tool_call:
         call = {"index": 0, "id": "call_simulated1", "type": "function", "function": {"name": TOOL_NAME, "arguments": '{"text":"'}}
         return writer.choice(dump({"role": "assistant", "content": None, "tool_calls": [call]}))
-    return writer.choice(b'{"role":"assistant","content":""}')
+    content = b"null" if behaviour.dialect == "llamacpp" else b'""'
+    return writer.choice(b'{"role":"assistant","content":%b}' % content)
 
 
 def text_of(tokens: int) -> str:

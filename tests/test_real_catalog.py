@@ -30,6 +30,15 @@ def test_a_single_key_or_a_local_server_is_enough_to_be_served() -> None:
     assert not any("variable OPENAI_API_KEY" in warning.message for warning in warnings)
 
 
+def test_a_local_model_may_be_loaded_and_read_a_long_prompt_before_its_first_token() -> None:
+    for config in ("gateway.toml", "local-llm.toml"):
+        catalog, _ = read_catalog(load_settings(CONFIG / config, {}), {})
+        local = [endpoint for model in catalog.models.values() if model.id.startswith("local/") for endpoint in model.endpoints]
+        assert {endpoint.provider for endpoint in local} == {"ollama", "llama-cpp", "vllm"}
+        for endpoint in local:
+            assert (endpoint.timeouts.headers_s or 0) >= 300 and (endpoint.timeouts.first_token_s or 0) >= 300, endpoint
+
+
 def test_every_price_names_its_source_and_day() -> None:
     for path in CATALOG:
         tables = re.split(r"^\[\[models\.endpoints\]\]$", path.read_text(), flags=re.MULTILINE)[1:]

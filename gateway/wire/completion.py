@@ -11,24 +11,22 @@ from msgspec import Raw
 NO_ERROR = frozenset((b"", b"null", b"false", b"{}", b'""', b"[]"))
 
 _FINISH_REASONS = {
-    "stop": "stop",
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "eos": "stop",
-    "length": "length",
-    "max_tokens": "length",
-    "tool_calls": "tool_calls",
-    "tool_use": "tool_calls",
-    "function_call": "tool_calls",
-    "content_filter": "content_filter",
-    "safety": "content_filter",
-    "error": "error",
+    word: reason
+    for reason, words in {
+        "stop": "stop end_turn stop_sequence eos",
+        "length": "length max_tokens model_length model_context_window_exceeded",
+        "tool_calls": "tool_calls tool_use function_call",
+        "content_filter": "content_filter safety refusal sensitive recitation blocklist prohibited_content spii image_safety",
+        # The provider gave up: DeepSeek, vLLM, Z.ai, Gemini. As "stop" a caller would take half an answer for all of it.
+        "error": "error insufficient_system_resource abort aborted network_error malformed_function_call function_call_filter",
+    }.items()
+    for word in words.split()
 }
 
 
 def normal_finish(native: str | None) -> str | None:
-    """The contract's word for a provider's finish reason."""
-    return _FINISH_REASONS.get(native.lower(), "stop") if native else None
+    """The contract's word for a provider's finish reason; Gemini's compatible endpoint puts details behind a colon."""
+    return _FINISH_REASONS.get(native.lower().partition(":")[0], "stop") if native else None
 
 
 # Optional members of a delta or message that strict clients refuse as null.

@@ -1,8 +1,8 @@
 """Usage as providers report it, read with suspicion; and the estimate where they do not, or not believably.
 
 Explicit zero is zero; absent is an estimate marked as one; negative, fractional, of the wrong type or beyond what the
-model can hold is refused and estimated. Sources: OpenAI, DeepSeek, Anthropic (compatible), xAI, Moonshot usage objects,
-read 2026-11.
+model can hold is refused and estimated. Sources: OpenAI, DeepSeek, Anthropic and Gemini (compatible), xAI, Moonshot usage
+objects, read 2026-11.
 """
 
 from __future__ import annotations
@@ -56,12 +56,15 @@ def read(reported: bytes | None, prompt_tokens_max: int, completion_tokens_max: 
     reasoning = cached = written = audio = 0
     if (made := told.completion_tokens_details) is not None and made.reasoning_tokens:
         reasoning = made.reasoning_tokens
-        if told.total_tokens == prompt + completion + reasoning:
-            completion += reasoning  # xAI and some others count reasoning beside completion
+    beside = (told.total_tokens or 0) - prompt - completion
+    if beside > 0 and reasoning in (0, beside):
+        # xAI and some others count reasoning beside completion; Gemini's compatible endpoint tells of it in the total alone.
+        completion, reasoning = completion + beside, beside
     if (details := told.prompt_tokens_details) is not None:
         cached = details.cached_tokens or 0
         written = details.cache_write_tokens or details.cache_creation_tokens or 0
         audio = details.audio_tokens or 0
+
     cached = cached or told.prompt_cache_hit_tokens or told.cached_tokens or told.cache_read_input_tokens or 0
     written = written or told.cache_creation_input_tokens or 0
     if prompt > prompt_tokens_max or completion > completion_tokens_max or cached + written > prompt or reasoning > completion:

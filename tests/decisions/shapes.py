@@ -1,5 +1,8 @@
 # ruff: noqa: E501 - lines stand as they were sent
-"""Streams of real providers, shortened by hand: each has its own idea of what an event is."""
+"""Streams of real providers, shortened by hand: each has its own idea of what an event is.
+
+Sources: their API references and chunks that their users quote, read 2026-11.
+"""
 
 from __future__ import annotations
 
@@ -103,6 +106,99 @@ SHAPES: dict[str, Shape] = {
             "[DONE]",
         ],
         2, "stop", 7, "5f",
+    ),
+    "azure, filter beside the stream": Shape(
+        [
+            '{"choices":[],"created":0,"id":"","model":"","object":"","prompt_filter_results":[{"prompt_index":0,"content_filter_results":{"hate":{"filtered":false,"severity":"safe"}}}]}',
+            '{"choices":[{"content_filter_results":{},"delta":{"content":"","refusal":null,"role":"assistant"},"finish_reason":null,"index":0,"logprobs":null}],"created":1,"id":"chatcmpl-Az","model":"gpt-4o-2024-11-20","obfuscation":"q","object":"chat.completion.chunk","service_tier":"default","system_fingerprint":null,"usage":null}',
+            '{"choices":[{"content_filter_results":{},"delta":{"content":"Yes"},"finish_reason":null,"index":0,"logprobs":null}],"created":1,"id":"chatcmpl-Az","model":"gpt-4o-2024-11-20","obfuscation":"qR","object":"chat.completion.chunk","service_tier":"default","system_fingerprint":null,"usage":null}',
+            '{"choices":[{"content_filter_offsets":{"check_offset":44,"start_offset":44,"end_offset":198},"content_filter_results":{"hate":{"filtered":false,"severity":"safe"}},"finish_reason":null,"index":0}],"created":0,"id":"","model":"","object":""}',
+            '{"choices":[{"content_filter_results":{},"delta":{"content":"."},"finish_reason":null,"index":0,"logprobs":null}],"created":1,"id":"chatcmpl-Az","model":"gpt-4o-2024-11-20","obfuscation":"qRs","object":"chat.completion.chunk","service_tier":"default","system_fingerprint":null,"usage":null}',
+            '{"choices":[{"content_filter_results":{},"delta":{},"finish_reason":"stop","index":0,"logprobs":null}],"created":1,"id":"chatcmpl-Az","model":"gpt-4o-2024-11-20","obfuscation":"","object":"chat.completion.chunk","service_tier":"default","system_fingerprint":null,"usage":null}',
+            '{"choices":[{"content_filter_offsets":{"check_offset":44,"start_offset":44,"end_offset":260},"content_filter_results":{"hate":{"filtered":false,"severity":"safe"}},"finish_reason":null,"index":0}],"created":0,"id":"","model":"","object":""}',
+            '{"choices":[],"created":1,"id":"chatcmpl-Az","model":"gpt-4o-2024-11-20","obfuscation":"x","object":"chat.completion.chunk","service_tier":"default","system_fingerprint":null,"usage":{"completion_tokens":2,"completion_tokens_details":{"reasoning_tokens":0},"latency_checkpoint":{"engine_ttft_ms":31},"prompt_tokens":8,"total_tokens":10}}',
+            "[DONE]",
+        ],
+        2, "stop", 10, "chatcmpl-Az",
+    ),
+    "azure, blocked from beside": Shape(
+        [
+            '{"choices":[{"content_filter_results":{},"delta":{"content":"No"},"finish_reason":null,"index":0,"logprobs":null}],"created":1,"id":"chatcmpl-Az","model":"gpt-4o-2024-11-20","object":"chat.completion.chunk","system_fingerprint":null,"usage":null}',
+            '{"choices":[{"content_filter_offsets":{"check_offset":44,"start_offset":44,"end_offset":46},"content_filter_results":{"custom_blocklists":[{"filtered":true,"id":"b"}]},"finish_reason":"content_filter","index":0}],"created":0,"id":"","model":"","object":""}',
+            "[DONE]",
+        ],
+        1, "content_filter", None, "chatcmpl-Az",
+    ),
+    "anthropic, compatible": Shape(
+        [
+            '{"id":"msg_01","choices":[{"index":0,"delta":{"role":"assistant","content":"I see"}}],"created":1,"model":"claude-sonnet-5","object":"chat.completion.chunk"}',
+            '{"id":"msg_01","choices":[{"index":0,"delta":{"content":"."}}],"created":1,"model":"claude-sonnet-5","object":"chat.completion.chunk"}',
+            '{"id":"msg_01","choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"toolu_1","type":"function","function":{"name":"look","arguments":""}}]}}],"created":1,"model":"claude-sonnet-5","object":"chat.completion.chunk"}',
+            '{"id":"msg_01","choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"type":"function","function":{"arguments":"{}"}}]}}],"created":1,"model":"claude-sonnet-5","object":"chat.completion.chunk"}',
+            '{"id":"msg_01","choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}],"created":1,"model":"claude-sonnet-5","object":"chat.completion.chunk","usage":{"completion_tokens":79,"prompt_tokens":12376,"total_tokens":12455}}',
+            "[DONE]",
+        ],
+        4, "tool_calls", 12455, "msg_01",
+    ),
+    "gemini, compatible": Shape(
+        [
+            '{"choices":[{"delta":{"content":"<thought>**Greeting**\\n","extra_content":{"google":{"thought":true}},"role":"assistant"},"index":0}],"created":1,"id":"1URyaLju","model":"gemini-3.5-flash","object":"chat.completion.chunk"}',
+            '{"choices":[{"delta":{"content":"</thought>No","role":"assistant"},"index":0}],"created":1,"id":"1URyaLju","model":"gemini-3.5-flash","object":"chat.completion.chunk"}',
+            '{"choices":[{"delta":{"content":", 391 = 17 ä 23.","extra_content":{"google":{"thought_signature":"Eo4GCosG"}},"role":"assistant"},"finish_reason":"stop","index":0}],"created":1,"id":"1URyaLju","model":"gemini-3.5-flash","object":"chat.completion.chunk","usage":{"completion_tokens":24,"prompt_tokens":11,"total_tokens":561}}',
+            "[DONE]",
+        ],
+        3, "stop", 561, "1URyaLju",
+    ),
+    "gemini, a call it could not form": Shape(
+        [
+            '{"choices":[{"delta":{"role":"assistant","tool_calls":[{"extra_content":{"google":{"thought_signature":"Eo4="}},"function":{"arguments":"{}","name":"task"},"id":"FL1t","type":"function"}]},"index":0}],"created":1,"id":"2","model":"gemini-3.8-flash","object":"chat.completion.chunk"}',
+            '{"choices":[{"delta":{"role":"assistant"},"finish_reason":"function_call_filter: MALFORMED_FUNCTION_CALL","index":0}],"created":1,"id":"2","model":"gemini-3.8-flash","object":"chat.completion.chunk","usage":{"completion_tokens":0,"prompt_tokens":50,"total_tokens":130}}',
+            "[DONE]",
+        ],
+        1, "function_call_filter: MALFORMED_FUNCTION_CALL", 130, "2",
+    ),
+    "mistral, which thinks in parts": Shape(
+        [
+            '{"id":"7e37","object":"chat.completion.chunk","created":1,"model":"mistral-medium-3-5","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}],"p":"abcdefg"}',
+            '{"id":"7e37","object":"chat.completion.chunk","created":1,"model":"mistral-medium-3-5","choices":[{"index":0,"delta":{"content":[{"type":"thinking","thinking":[{"type":"text","text":"Hm"}]}]},"finish_reason":null}],"p":"abc"}',
+            '{"id":"7e37","object":"chat.completion.chunk","created":1,"model":"mistral-medium-3-5","choices":[{"index":0,"delta":{"content":"3."},"finish_reason":null}],"p":"abcdefghij"}',
+            '{"id":"7e37","object":"chat.completion.chunk","created":1,"model":"mistral-medium-3-5","choices":[{"index":0,"delta":{"content":"4"},"finish_reason":null}],"p":"a"}',
+            '{"id":"7e37","object":"chat.completion.chunk","created":1,"model":"mistral-medium-3-5","choices":[{"index":0,"delta":{"content":""},"finish_reason":"model_length"}],"usage":{"prompt_tokens":100,"total_tokens":300,"completion_tokens":200},"p":"abcd"}',
+            "[DONE]",
+        ],
+        3, "model_length", 300, "7e37",
+    ),
+    "cerebras": Shape(
+        [
+            ": cerebras heartbeat",
+            '{"id":"chatcmpl-c5","choices":[{"delta":{"role":"assistant"},"index":0}],"created":1,"model":"gpt-oss-120b","system_fingerprint":"fp_c","object":"chat.completion.chunk"}',
+            '{"id":"chatcmpl-c5","choices":[{"delta":{"reasoning":"Hm"},"index":0}],"created":1,"model":"gpt-oss-120b","system_fingerprint":"fp_c","object":"chat.completion.chunk"}',
+            '{"id":"chatcmpl-c5","choices":[{"delta":{"content":"Hello"},"index":0}],"created":1,"model":"gpt-oss-120b","system_fingerprint":"fp_c","object":"chat.completion.chunk"}',
+            '{"id":"chatcmpl-c5","choices":[{"delta":{},"finish_reason":"stop","index":0}],"created":1,"model":"gpt-oss-120b","system_fingerprint":"fp_c","object":"chat.completion.chunk"}',
+            '{"id":"chatcmpl-c5","choices":[],"created":1,"model":"gpt-oss-120b","system_fingerprint":"fp_c","object":"chat.completion.chunk","usage":{"prompt_tokens":69,"completion_tokens":45,"total_tokens":114,"prompt_tokens_details":{"cached_tokens":32}},"time_info":{"queue_time":0.001,"total_time":0.09,"created":1782514735.28}}',
+            "[DONE]",
+        ],
+        2, "stop", 114, "chatcmpl-c5",
+    ),
+    "together": Shape(
+        [
+            '{"id":"8b43-SJC","object":"chat.completion.chunk","created":1,"choices":[{"index":0,"text":"AB","logprobs":null,"finish_reason":null,"seed":null,"delta":{"token_id":30,"role":"assistant","content":"AB","tool_calls":null}}],"model":"openai/gpt-oss-20b","usage":null}',
+            '{"id":"8b43-SJC","object":"chat.completion.chunk","created":1,"choices":[{"index":0,"text":"C","logprobs":null,"finish_reason":null,"seed":null,"delta":{"token_id":31,"role":"assistant","content":"C","tool_calls":null}}],"model":"openai/gpt-oss-20b","usage":null}',
+            '{"id":"8b43-SJC","object":"chat.completion.chunk","created":1,"choices":[{"index":0,"text":"","logprobs":null,"finish_reason":"eos","seed":9,"delta":{"token_id":128009,"role":"assistant","content":"","tool_calls":null}}],"model":"openai/gpt-oss-20b","usage":{"prompt_tokens":5,"completion_tokens":3,"total_tokens":8}}',
+            "[DONE]",
+        ],
+        2, "eos", 8, "8b43-SJC",
+    ),
+    "vllm, which reasons": Shape(
+        [
+            '{"id":"chatcmpl-9f","object":"chat.completion.chunk","created":1,"model":"Qwen/Qwen3-8B","choices":[{"index":0,"delta":{"role":"assistant","content":"","reasoning_content":null},"logprobs":null,"finish_reason":null}],"prompt_token_ids":null}',
+            '{"id":"chatcmpl-9f","object":"chat.completion.chunk","created":1,"model":"Qwen/Qwen3-8B","choices":[{"index":0,"delta":{"reasoning":"Hm","reasoning_content":"Hm"},"logprobs":null,"finish_reason":null,"token_ids":null}]}',
+            '{"id":"chatcmpl-9f","object":"chat.completion.chunk","created":1,"model":"Qwen/Qwen3-8B","choices":[{"index":0,"delta":{"content":"One","reasoning_content":null},"logprobs":null,"finish_reason":null,"token_ids":null}]}',
+            '{"id":"chatcmpl-9f","object":"chat.completion.chunk","created":1,"model":"Qwen/Qwen3-8B","choices":[{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":"abort","stop_reason":null,"token_ids":null}]}',
+            '{"id":"chatcmpl-9f","object":"chat.completion.chunk","created":1,"model":"Qwen/Qwen3-8B","choices":null,"usage":{"prompt_tokens":5,"total_tokens":8,"completion_tokens":3}}',
+            "[DONE]",
+        ],
+        2, "abort", 8, "chatcmpl-9f",
     ),
     "a gateway like ours": Shape(
         [

@@ -102,6 +102,7 @@ def _adds(choice: dict[str, Any]) -> bool:
 
 NOT_NULL_IN_DELTA = frozenset("role tool_calls function_call reasoning_details images annotations audio".split())
 FINISH_REASONS = {"end_turn": "stop", "eos": "stop", "max_tokens": "length", "tool_use": "tool_calls", "safety": "content_filter"}
+FINISH_REASONS |= {"model_length": "length", "function_call_filter": "error", "abort": "error"}
 FINISH_REASONS |= {name: name for name in ("stop", "length", "tool_calls", "content_filter", "error")}
 
 
@@ -126,7 +127,7 @@ def _is_changed(choice: dict[str, Any]) -> bool:
 def _choice(choice: dict[str, Any], index: int) -> dict[str, Any]:
     out = {"index": index, **choice}
     native = choice.get("finish_reason") or None
-    out["finish_reason"] = FINISH_REASONS.get(native.lower(), "stop") if native else None
+    out["finish_reason"] = FINISH_REASONS.get(native.lower().split(":")[0], "stop") if native else None
     out.setdefault("native_finish_reason", native)
     if choice.get("delta"):
         out["delta"] = {name: value for name, value in choice["delta"].items() if value is not None or name not in NOT_NULL_IN_DELTA}

@@ -73,6 +73,10 @@ def test_an_answer_reads_in_our_name() -> None:
         ("stop", "stop"), ("length", "length"), ("tool_calls", "tool_calls"), ("content_filter", "content_filter"), ("error", "error"),
         ("end_turn", "stop"), ("eos", "stop"), ("STOP", "stop"), ("stop_sequence", "stop"), ("max_tokens", "length"),
         ("MAX_TOKENS", "length"),
+        ("model_length", "length"), ("model_context_window_exceeded", "length"), ("refusal", "content_filter"),
+        ("sensitive", "content_filter"),
+        ("content_filter: PROHIBITED_CONTENT", "content_filter"), ("RECITATION", "content_filter"), ("SPII", "content_filter"),
+        ("function_call_filter: MALFORMED_FUNCTION_CALL", "error"), ("insufficient_system_resource", "error"), ("abort", "error"),
         ("tool_use", "tool_calls"), ("function_call", "tool_calls"), ("SAFETY", "content_filter"), ("never heard of it", "stop"),
     ],
 )  # fmt: skip

@@ -61,6 +61,12 @@ SHAPES: dict[str, tuple[dict[str, Any], Usage]] = {
         {"total_tokens": 440, "completion_tokens_details": {"reasoning_tokens": 300}},
         Usage(prompt_tokens=100, completion_tokens=340, reasoning_tokens=300),
     ),
+    "gemini, reasoning in the total alone": ({"total_tokens": 440}, Usage(prompt_tokens=100, completion_tokens=340, reasoning_tokens=300)),
+    "a total that is too small": ({"total_tokens": 100}, Usage(prompt_tokens=100, completion_tokens=40)),
+    "a total that fits neither way": (
+        {"total_tokens": 440, "completion_tokens_details": {"reasoning_tokens": 30}},
+        Usage(prompt_tokens=100, completion_tokens=40, reasoning_tokens=30),
+    ),
     "all is reasoning": (
         {"completion_tokens_details": {"reasoning_tokens": 40}},
         Usage(prompt_tokens=100, completion_tokens=40, reasoning_tokens=40),
@@ -95,6 +101,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "more cached and written than there is": {"prompt_tokens_details": {"cached_tokens": 60, "cache_write_tokens": 41}},
     "more reasoning than completion": {"completion_tokens_details": {"reasoning_tokens": 41}},
     "reasoning beside completion, over the limit": {"total_tokens": 601, "completion_tokens_details": {"reasoning_tokens": 461}},
+    "reasoning in the total alone, over the limit": {"total_tokens": 601},
     "details of another type": {"prompt_tokens_details": 7},
 }
 
