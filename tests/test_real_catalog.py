@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.settings import check, load_settings, provider_secret, read_catalog, sqlite_path
+from gateway.wire.dialect import DIALECTS
 
 CONFIG = Path(__file__).parent.parent / "config"
 CATALOG = sorted((CONFIG / "catalog").glob("*.toml"))
@@ -37,6 +38,14 @@ def test_a_local_model_may_be_loaded_and_read_a_long_prompt_before_its_first_tok
         assert {endpoint.provider for endpoint in local} == {"ollama", "llama-cpp", "vllm"}
         for endpoint in local:
             assert (endpoint.timeouts.headers_s or 0) >= 300 and (endpoint.timeouts.first_token_s or 0) >= 300, endpoint
+
+
+def test_mistral_is_not_sent_what_it_refuses() -> None:
+    catalog, _ = read_catalog(load_settings(CONFIG / "gateway.toml", {}), {})
+    assert not DIALECTS[catalog.providers["mistral"].dialect].stream_options
+    for model in catalog.models.values():
+        for endpoint in model.endpoints:
+            assert endpoint.provider != "mistral" or "max_completion_tokens" not in endpoint.supported_parameters
 
 
 def test_every_price_names_its_source_and_day() -> None:

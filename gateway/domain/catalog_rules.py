@@ -65,7 +65,7 @@ class ProviderTable(msgspec.Struct, frozen=True, kw_only=True):
     name: Line | None = None
     api_key_env: Annotated[str, Meta(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?\Z", description="the name of an environment variable")] = ""
     api_key_file: str = ""
-    dialect: Literal["openai"] = "openai"
+    dialect: Literal["openai", "mistral"] = "openai"
     data: DataPolicy | None = None
     headers: dict[str, str] = {}
     privacy_policy_url: str | None = None

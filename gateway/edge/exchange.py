@@ -189,7 +189,7 @@ class InferenceExchange:
             self.attempt = attempt
             self.attempts.append(attempt)
             try:
-                attempt.start(self.envelope.body_for(endpoint.upstream_model, choice.limit_name))
+                attempt.start(self.envelope.body_for(endpoint.upstream_model, choice.limit_name, stream_options=upstream.stream_options))
             except Overloaded as full:
                 attempt.outcome = full.code
                 self._last_error = full

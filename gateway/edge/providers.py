@@ -20,13 +20,14 @@ from gateway.wire.envelope import Kind
 class Upstream:
     """One provider as this edge calls it."""
 
-    __slots__ = ("_heads", "dropped_events", "pool", "provider", "secret")
+    __slots__ = ("_heads", "dropped_events", "pool", "provider", "secret", "stream_options")
 
     def __init__(self, provider: Provider, secret: str, pool: Pool, dropped_events: Counter) -> None:
         self.provider = provider
         self.secret = secret
         self.pool = pool
         self.dropped_events = dropped_events
+        self.stream_options = DIALECTS[provider.dialect].stream_options
         self._heads = {
             (kind, stream): _head(provider, secret, kind, stream=stream) for kind in ("chat", "text") for stream in (True, False)
         }

@@ -9,6 +9,12 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 
+class Call(msgspec.Struct, frozen=True, gc=False):
+    """A piece of a tool call; without an index it is Gemini's, which writes none."""
+
+    index: Raw | UnsetType = UNSET
+
+
 class Delta(msgspec.Struct, frozen=True, gc=False):
     """What an event adds. Reasoning and tool calls are content: tokens were made."""
 
@@ -18,7 +24,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     reasoning_content: str | None = None
     reasoning_details: list[Raw] | UnsetType | None = UNSET
     refusal: str | None = None
-    tool_calls: list[Raw] | UnsetType | None = UNSET
+    tool_calls: list[Call] | UnsetType | None = UNSET
     function_call: Raw = Raw()
     images: list[Raw] | None = None
     audio: Raw = Raw()

@@ -38,22 +38,48 @@ _finish_decoder = msgspec.json.Decoder(str | None)
 _id_decoder = msgspec.json.Decoder(str | int | None)
 
 
-def normalised_choices(raw: Raw) -> list[dict[str, object]]:
+class CallNumbers:
+    """Numbers for the tool calls of one stream whose provider writes none: each call that brings an id or a name is a new one."""
+
+    __slots__ = ("_count",)
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __bool__(self) -> bool:
+        return self._count > 0
+
+    def numbered(self, call: dict[str, Raw]) -> dict[str, object]:
+        if "index" in call:
+            return {**call}
+        function = _fields_decoder.decode(call["function"]) if len(call.get("function", b"")) > 4 else {}
+        if not self._count or any(len(raw) > 2 for raw in (call.get("id", b""), function.get("name", b""))):  # longer than ""
+            self._count += 1
+        return {"index": self._count - 1, **call}
+
+
+def normalised_choices(raw: Raw, numbers: CallNumbers | None = None) -> list[dict[str, object]]:
     """Choices by the contract: `index` and `finish_reason` present, the latter of its vocabulary, the provider's own word
-    in `native_finish_reason`, and no null in a delta or message where strict clients refuse one. Raises DecodeError.
+    in `native_finish_reason`, and no null in a delta or message where strict clients refuse one. With `numbers` the pieces
+    of a stream's tool calls have an index, and a stream that had to be given them ends in "tool_calls". Raises DecodeError.
     """
-    return [_normalised(choice, index) for index, choice in enumerate(_choices_decoder.decode(raw))]
+    return [_normalised(choice, index, numbers) for index, choice in enumerate(_choices_decoder.decode(raw))]
 
 
-def _normalised(choice: dict[str, Raw], index: int) -> dict[str, object]:
+def _normalised(choice: dict[str, Raw], index: int, numbers: CallNumbers | None) -> dict[str, object]:
     out: dict[str, object] = {"index": index, **choice}
     for name in ("delta", "message"):
         if len(choice.get(name, b"")) > 4:  # longer than null
             said = _fields_decoder.decode(choice[name])
-            out[name] = {key: raw for key, raw in said.items() if key not in _NOT_NULL or bytes(raw) != b"null"}
+            kept: dict[str, object] = {key: raw for key, raw in said.items() if key not in _NOT_NULL or bytes(raw) != b"null"}
+            if numbers is not None and "tool_calls" in kept:
+                kept["tool_calls"] = [numbers.numbered(call) for call in _choices_decoder.decode(said["tool_calls"])]
+            out[name] = kept
     raw = choice.get("finish_reason")
     native = _finish_decoder.decode(raw) if raw is not None else None
-    out["finish_reason"] = normal_finish(native)
+    finish = normal_finish(native)
+    # Gemini's compatible endpoint ends a stream of tool calls with "stop" (googleapis/python-genai#2868): agents would end there.
+    out["finish_reason"] = "tool_calls" if numbers and finish == "stop" else finish
     if "native_finish_reason" not in choice:
         out["native_finish_reason"] = native or None
     return out

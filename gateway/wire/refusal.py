@@ -23,17 +23,22 @@ class _Told(msgspec.Struct, frozen=True):
     message: object = None
 
 
-class _Body(msgspec.Struct, frozen=True):
+class _Body(msgspec.Struct, frozen=True, rename={"kind": "object"}):
     error: _Told | str | None = None
+    # Mistral and FastAPI tell at the top level, in words or as a list of what was wrong where.
+    kind: object = None
+    code: object = None
+    message: object = None
+    detail: object = None
 
 
-_body_decoder = msgspec.json.Decoder(_Body)
+_body_decoder = msgspec.json.Decoder(_Body | list[_Body])  # Gemini's compatible endpoint puts its error into a list
 _told_decoder = msgspec.json.Decoder(_Told | str)
 
 
 def from_answer(status: int, body: bytes, *, provider: str, secret: str, retry_after: str | None, now_s: float) -> UpstreamFault:
     """The error for an answer that is not a completion. `now_s` is unix time, for Retry-After dates."""
-    told = _told(body)
+    told = _told(body, words=status >= 400)
     if status == 200 and told is not None:
         status = _code(told)
     metadata: dict[str, object] = {"provider_name": provider, "raw": _raw(body, secret), "is_byok": False}
@@ -91,12 +96,28 @@ def _code(told: _Told) -> int:
     return code if isinstance(code, int) and 400 <= code < 600 else 502
 
 
-def _told(body: bytes) -> _Told | None:
+def _told(body: bytes, *, words: bool) -> _Told | None:
+    """What an error's body says; with `words` also where it has no error object."""
     try:
-        error = _body_decoder.decode(body).error
+        found = _body_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return _Told(message=error) if isinstance(error, str) else error
+    first = found if isinstance(found, _Body) else found[0] if found else _Body()
+    if first.error is not None:
+        return _Told(first.code, first.error) if isinstance(first.error, str) else first.error
+    message = _words(first.message if first.kind in ("error", "Error") else None) or _words(first.detail)
+    return _Told(first.code, message) if message and words else None
+
+
+def _words(said: object) -> str:
+    """A message, or the first of a list of faults in its place: `stream_options.include_usage: Extra inputs are not permitted`."""
+    if isinstance(said, dict):
+        said = said.get("detail")
+    if isinstance(said, list) and said and isinstance(said[0], dict):
+        where = said[0].get("loc")
+        path = ".".join([str(step) for step in where if step != "body"]) if isinstance(where, list) else ""
+        said = f"{path}: {said[0].get('msg')}" if path else said[0].get("msg")
+    return said if isinstance(said, str) else ""
 
 
 def _raw(body: bytes, secret: str) -> str:

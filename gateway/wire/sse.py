@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from gateway.wire.chunk import Chunk
-from gateway.wire.completion import NO_ERROR, id_of, is_filled_object, normal_finish, normalised_choices, unveil, veil
+from gateway.wire.completion import NO_ERROR, CallNumbers, id_of, is_filled_object, normal_finish, normalised_choices, unveil, veil
 
 DONE = b"data: [DONE]\n\n"
 
@@ -46,6 +46,7 @@ class Splicer:
         "_head_new",
         "_head_old",
         "_last_data",
+        "_numbers",
         "_lead_new",
         "_lead_old",
         "_nulls",
@@ -73,6 +74,7 @@ class Splicer:
         # Learned: all of an event but its text, before and after it.
         self._lead_old = self._lead_new = self._trail_old = self._trail_new = b""
         self._first_data = self._last_data = b""  # the first event, and the last one that carried usage and nothing else
+        self._numbers: CallNumbers | None = None  # once a tool call came without one
         self.content_events = 0
         self.finish_reason: str | None = None
         self.usage: bytes | None = None
@@ -169,11 +171,15 @@ class Splicer:
             if delta is not None:
                 adds = adds or bool(delta.content) or delta.adds()
                 clean = clean and delta.role is not None and delta.tool_calls is not None and delta.reasoning_details is not None
+                for call in delta.tool_calls or ():
+                    if call.index is UNSET:
+                        clean = False
+                        self._numbers = CallNumbers() if self._numbers is None else self._numbers
             if choice.text:
                 adds = True
             if choice.finish_reason:
                 self.finish_reason = finish = choice.finish_reason
-                clean = clean and len(chunk.choices or ()) == 1
+                clean = clean and len(chunk.choices or ()) == 1 and self._numbers is None
             if choice.finish_reason is UNSET or choice.index is UNSET:
                 clean = False
         if adds:
@@ -246,7 +252,9 @@ class Splicer:
         for name, raw in fields.items():
             if name in _OURS or _is_left_out(name, raw):
                 continue
-            members.append(_encode(name) + b":" + (bytes(raw) if clean or name != "choices" else _encode(normalised_choices(raw))))
+            members.append(
+                _encode(name) + b":" + (bytes(raw) if clean or name != "choices" else _encode(normalised_choices(raw, self._numbers)))
+            )
         if clean:
             self._learn(data, fields)
         return b"data: {" + b",".join(members) + b"}\n\n"

@@ -157,6 +157,16 @@ SHAPES: dict[str, Shape] = {
         ],
         1, "function_call_filter: MALFORMED_FUNCTION_CALL", 130, "2",
     ),
+    "gemini, calls without a number": Shape(
+        [
+            '{"choices":[{"delta":{"role":"assistant","tool_calls":[{"extra_content":{"google":{"thought_signature":"Eo4="}},"function":{"arguments":"{\\"city\\":","name":"look"},"id":"call_1","type":"function"}]},"index":0}],"created":1,"id":"3","model":"gemini-3.8-flash","object":"chat.completion.chunk"}',
+            '{"choices":[{"delta":{"role":"assistant","tool_calls":[{"function":{"arguments":"\\"Oslo\\"}"},"type":"function"}]},"index":0}],"created":1,"id":"3","model":"gemini-3.8-flash","object":"chat.completion.chunk"}',
+            '{"choices":[{"delta":{"role":"assistant","tool_calls":[{"function":{"arguments":"{}","name":"look"},"id":"","type":"function"},{"function":{"arguments":"{}","name":"listen"},"id":"call_3","type":"function"}]},"index":0}],"created":1,"id":"3","model":"gemini-3.8-flash","object":"chat.completion.chunk"}',
+            '{"choices":[{"delta":{"role":"assistant"},"finish_reason":"stop","index":0}],"created":1,"id":"3","model":"gemini-3.8-flash","object":"chat.completion.chunk","usage":{"completion_tokens":12,"prompt_tokens":50,"total_tokens":62}}',
+            "[DONE]",
+        ],
+        3, "stop", 62, "3",
+    ),
     "mistral, which thinks in parts": Shape(
         [
             '{"id":"7e37","object":"chat.completion.chunk","created":1,"model":"mistral-medium-3-5","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}],"p":"abcdefg"}',

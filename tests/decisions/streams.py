@@ -65,6 +65,7 @@ def by_the_book(stream: bytes) -> Outcome:
     events: list[tuple[str, str | None, Any]] = []
     content_events = dropped = 0
     finish_reason, usage, error, done = None, None, None, False
+    calls: list[Any] = []  # of a provider that does not number them
     for event in parsed(stream):
         if event.data.strip() == "[DONE]":
             done = True
@@ -86,7 +87,7 @@ def by_the_book(stream: bytes) -> Outcome:
             usage = chunk["usage"]
             if not choices:
                 continue  # told once, at the end, with what it costs
-        events.append((event.type, event.id, rewritten(chunk)))
+        events.append((event.type, event.id, rewritten(chunk, calls)))
     return Outcome(events, content_events, finish_reason, usage, error, done, dropped)
 
 
@@ -106,7 +107,7 @@ FINISH_REASONS |= {"model_length": "length", "function_call_filter": "error", "a
 FINISH_REASONS |= {name: name for name in ("stop", "length", "tool_calls", "content_filter", "error")}
 
 
-def rewritten(chunk: dict[str, Any]) -> dict[str, Any]:
+def rewritten(chunk: dict[str, Any], calls: list[Any]) -> dict[str, Any]:
     """The documented changes, and no others."""
     out = {**chunk, "id": GENERATION, "model": MODEL, "provider": PROVIDER}
     out.pop("usage", None)
@@ -114,24 +115,37 @@ def rewritten(chunk: dict[str, Any]) -> dict[str, Any]:
     if out.get("system_fingerprint", "") is None:
         del out["system_fingerprint"]
     if any(_is_changed(choice) for choice in chunk.get("choices") or ()):
-        out["choices"] = [_choice(choice, index) for index, choice in enumerate(chunk["choices"])]
+        out["choices"] = [_choice(choice, index, calls) for index, choice in enumerate(chunk["choices"])]
     return out
 
 
 def _is_changed(choice: dict[str, Any]) -> bool:
     delta = choice.get("delta") or {}
     nulls = any(delta.get(name, 0) is None for name in ("role", "tool_calls", "reasoning_details"))
-    return nulls or "index" not in choice or choice.get("finish_reason", "") is not None
+    unnumbered = any("index" not in call for call in delta.get("tool_calls") or ())
+    return nulls or unnumbered or "index" not in choice or choice.get("finish_reason", "") is not None
 
 
-def _choice(choice: dict[str, Any], index: int) -> dict[str, Any]:
+def _choice(choice: dict[str, Any], index: int, calls: list[Any]) -> dict[str, Any]:
     out = {"index": index, **choice}
     native = choice.get("finish_reason") or None
     out["finish_reason"] = FINISH_REASONS.get(native.lower().split(":")[0], "stop") if native else None
     out.setdefault("native_finish_reason", native)
     if choice.get("delta"):
         out["delta"] = {name: value for name, value in choice["delta"].items() if value is not None or name not in NOT_NULL_IN_DELTA}
+        if out["delta"].get("tool_calls"):
+            out["delta"]["tool_calls"] = [_call(call, calls) for call in out["delta"]["tool_calls"]]
+    if calls and out["finish_reason"] == "stop":
+        out["finish_reason"] = "tool_calls"
     return out
+
+
+def _call(call: dict[str, Any], calls: list[Any]) -> dict[str, Any]:
+    if "index" in call:
+        return call
+    if not calls or call.get("id") or call.get("function", {}).get("name"):
+        calls.append(call)
+    return {"index": len(calls) - 1, **call}
 
 
 def spliced(pieces: Iterable[bytes], *, model: str = MODEL, provider: str = PROVIDER) -> tuple[bytes, Splicer]:

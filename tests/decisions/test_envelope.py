@@ -312,6 +312,15 @@ def test_usage_is_always_asked_for(options: bytes, expected: dict[str, Any] | No
     assert parse(body, "chat").stream
 
 
+@pytest.mark.parametrize("options", [b"", b',"stream_options":{"include_obfuscation":false}'])
+def test_a_provider_that_takes_no_options_of_a_stream_gets_none(options: bytes) -> None:
+    envelope = parse(body_with(b'"stream":true,"z":1' + options), "chat")
+    found = json.loads(envelope.body_for("m", stream_options=False))
+    assert (found["stream"], found["z"], "stream_options" in found) == (True, 1, False)
+    assert json.loads(parse(PLAIN, "chat").body_for("sage-1", stream_options=False)) == {**json.loads(PLAIN), "model": "sage-1"}
+    assert "stream_options" in json.loads(envelope.body_for("m"))
+
+
 @pytest.mark.parametrize("stream", [b"false", b"null"])
 def test_options_of_a_stream_are_not_sent_without_one(stream: bytes) -> None:
     found = sent(body_with(b'"stream":%b,"stream_options":{"include_usage":true}' % stream))

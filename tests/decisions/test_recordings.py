@@ -11,12 +11,11 @@ from gateway.domain.errors import Refused, Rejected, UpstreamFault
 from gateway.domain.usage import Usage
 from gateway.wire.answer import rewrite
 from gateway.wire.refusal import from_answer
-from gateway.wire.usage import Limits, read
+from gateway.wire.usage import read
 from tests.decisions.streams import GENERATION, MODEL, PROVIDER, by_the_book, byte_by_byte, outcome, parsed, spliced
 from tests.recordings import names, recording
 
 SERVER = "llama_cpp"
-LIMITS = Limits(prompt_tokens=2048, completion_tokens=2048)
 
 
 class Said(NamedTuple):
@@ -59,7 +58,7 @@ WHOLE: dict[str, Said] = {
 
 
 def believed(reported: bytes | None) -> Usage | None:
-    return read(reported, LIMITS, images=0)
+    return read(reported, 2048, 2048, images=0)
 
 
 def said(choices: list[dict[str, Any]], part: str, finish_reason: str | None, usage: Usage | None) -> Said:

@@ -56,6 +56,18 @@ def test_each_status_has_one_meaning(
 @pytest.mark.parametrize(
     ("body", "message", "code"),
     [
+        ([{"error": {"code": 400, "message": "Bad argument.", "status": "INVALID_ARGUMENT"}}], "Bad argument.", "400"),
+        ({"object": "error", "message": "Invalid model: x", "type": "invalid_model", "code": "1500"}, "Invalid model: x", "1500"),
+        (
+            {"object": "error", "message": {"detail": [{"loc": ["body", "stream_options", "include_usage"], "msg": "Extra inputs"}]}},
+            "stream_options.include_usage: Extra inputs",
+            None,
+        ),
+        ({"detail": [{"type": "missing", "loc": ["body", "messages"], "msg": "Field required"}]}, "messages: Field required", None),
+        ({"detail": "no such model"}, "no such model", None),
+        ({"code": "invalid-argument", "error": "temperature is too high"}, "temperature is too high", "invalid-argument"),
+        ([], "Provider returned error", None),
+        ({"object": "error", "detail": [5], "message": {"detail": {}}}, "Provider returned error", None),
         ({"error": {"message": "max_tokens is too large", "code": "invalid_value"}}, "max_tokens is too large", "invalid_value"),
         ({"error": {"message": "no", "code": 400, "type": "x", "param": None}}, "no", "400"),
         ({"error": "plain words"}, "plain words", None),

@@ -73,6 +73,17 @@ def test_extras_of_providers_pass_on() -> None:
         assert [value for value in after if value is not None] == [value for value in before if value is not None], name
 
 
+def test_calls_that_gemini_does_not_number_are_numbered_and_end_as_calls() -> None:
+    sent, splicer = spliced([stream_of(SHAPES["gemini, calls without a number"].lines)])
+    choices = [json.loads(event.data)["choices"][0] for event in parsed(sent)]
+    calls = [call for choice in choices for call in choice["delta"].get("tool_calls", ())]
+    assert [(call["index"], call["function"].get("name"), call["function"]["arguments"]) for call in calls] == [
+        (0, "look", '{"city":'), (0, None, '"Oslo"}'), (1, "look", "{}"), (2, "listen", "{}"),
+    ]  # fmt: skip
+    assert calls[0]["extra_content"] == {"google": {"thought_signature": "Eo4="}}
+    assert (choices[-1]["finish_reason"], choices[-1]["native_finish_reason"], splicer.finish_reason) == ("tool_calls", "stop", "stop")
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_final_event_is_ours_and_carries_usage(name: str) -> None:
     _, splicer = spliced([stream_of(SHAPES[name].lines)])
