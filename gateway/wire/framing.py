@@ -67,6 +67,12 @@ class Dechunker:
             self._payload_bytes += left
             self._left, self._state = 0, self._SIZE
             return data[:left] + self.feed(data[left + 2 :]) if len(data) > left + 2 else data[:left]
+        line_end = data.find(b"\r\n", 0, 8)
+        size = _SIZES.get(data[:line_end])
+        if size is not None and len(data) == line_end + size + 4 and data.endswith(b"\r\n") and self._overhead <= self._payload_bytes:
+            self._overhead += line_end + 4
+            self._payload_bytes += size
+            return data[line_end + 2 : -2]
         # The common case, in C all the way: chunks whose data holds no line end of its own, as a rule one per event.
         lines = data.split(b"\r\n")
         chunks = lines[1:-1:2]

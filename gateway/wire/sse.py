@@ -85,6 +85,12 @@ class Splicer:
 
     def splice(self, block: bytes) -> bytes:
         """The block for the caller: whole events, or b"" when nothing is to be sent."""
+        lead, trail = self._lead_old, self._trail_old
+        if lead and block.startswith(lead) and block.endswith(trail) and not self.done and self.error is None:
+            text = block[len(lead) : -len(trail)]
+            if text and _is_plain(text):  # one event of the common kind
+                self.content_events += 1
+                return b"%b%b%b" % (self._lead_new, text, self._trail_new)
         out: list[bytes] = []
         at = 0
         while at < len(block) and not self.done and self.error is None:
