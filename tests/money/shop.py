@@ -189,6 +189,12 @@ class Shop:
         """Nanos that /credits says were used."""
         return nanos((await self.get("credits", account))["total_usage"])
 
+    async def until_used(self, expected: int, account: Account | None = None) -> None:
+        """Until /credits says that so many nanos were used: bookkeeping comes a moment after the answer."""
+        async with asyncio.timeout(10.0):
+            while await self.used(account) != expected:
+                await asyncio.sleep(0.05)
+
     async def verify(self) -> dict[str, Any]:
         """`gateway ledger verify`; fails when it does not find everything in order."""
         return await asyncio.to_thread(self.gateway.admin, "ledger", "verify")
