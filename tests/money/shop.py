@@ -19,6 +19,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import psutil  # type: ignore[import-untyped]
 
 from bench.provider import Provider
 from gateway.domain.generation import Generation
@@ -152,6 +153,12 @@ class Shop:
         async with Stage(self.gateway, self.raw, self.cheap, self.good, self.session).connected() as caller:
             caller.send({"model": model, "messages": HELLO, **more}, "/api/v1/chat/completions", key)
             yield caller
+
+    @property
+    def edge(self) -> psutil.Process:
+        """The one edge."""
+        (pid,) = self.gateway.health()["edges"]
+        return psutil.Process(pid)
 
     async def new_account(self, email: str, usd: str) -> Account:
         made = await asyncio.to_thread(self.gateway.create_account, email, usd)

@@ -15,15 +15,10 @@ import pytest
 
 from gateway.domain.money import format_usd
 from tests.conftest import eventually
-from tests.money.shop import PLAIN, Shop, opened, priced, sim, stored
+from tests.money.shop import PLAIN, opened, priced, sim, stored
 from tests.money.test_refusals import ASKED, HOLD_NANOS, SPENDS_IT_ALL
 
 BACK_S = 10.0
-
-
-def edge_of(shop: Shop) -> int:
-    pid: int = shop.gateway.health()["edges"][0]
-    return pid
 
 
 async def test_led_06_a_killed_edge_charges_what_it_finished_once_and_leaves_the_rest_usable(tmp_path: Path) -> None:
@@ -31,7 +26,7 @@ async def test_led_06_a_killed_edge_charges_what_it_finished_once_and_leaves_the
     async with opened(tmp_path, settings={"server": {"hang_s": 0}}) as shop:
         account = await shop.new_account("eve@example.com", format_usd(100 * HOLD_NANOS))
         first = await shop.ask(account=account, **SPENDS_IT_ALL)  # the edge knows the key, and has a lease
-        control, edge = shop.gateway.logged("process_ready", role="control")["child"], edge_of(shop)
+        control, edge = shop.gateway.logged("process_ready", role="control")["child"], shop.edge.pid
         held = [shop.asking("acme/plain", stream=True, **sim(ttft_ms=60_000)) for _ in range(3)]
         for each in held:
             await each.__aenter__()
@@ -93,7 +88,7 @@ async def test_a_full_disk_is_503_for_new_work_and_no_provider_is_called(tmp_pat
     async with opened(tmp_path) as shop:
         assert (await shop.ask()).status == 200
         size = max(path.stat().st_size for path in (shop.gateway.folder / "journal").iterdir())
-        psutil.Process(edge_of(shop)).rlimit(psutil.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
+        shop.edge.rlimit(psutil.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
         begun = await shop.ask()  # the one whose record does not fit any more
         assert begun.status in (200, 503)
         await asyncio.to_thread(shop.gateway.logged, "journal_failed")

@@ -41,7 +41,7 @@ async def test_a_stream_that_began_before_a_roll_leaves_its_connection_open_for_
 
 async def test_a_kept_connection_that_stays_silent_does_not_hold_up_a_drain(start_gateway: StartGateway, provider: Provider) -> None:
     gateway = await asyncio.to_thread(start_gateway, {"north": f"{provider.url}/v1"}, settings={"server": {"drain_s": DRAIN_S}})
-    provider.set_behaviour(Behaviour(tokens=40, tokens_per_s=10))
+    provider.set_behaviour(Behaviour(tokens=20, tokens_per_s=10))
     host, _, port = gateway.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     caller = Caller(reader, writer)
