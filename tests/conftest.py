@@ -28,6 +28,7 @@ import pytest
 from bench.demo import render_toml
 from bench.provider import Provider
 from gateway import cli
+from tests.provider_caller import Caller, connected
 
 REPOSITORY = Path(__file__).parent.parent
 START_S_MAX = 20.0  # two cores, shared with every other test run
@@ -285,8 +286,15 @@ def fetch(url: str, *, body: bytes | None = None, headers: Mapping[str, str] | N
 @pytest.fixture
 async def provider() -> AsyncIterator[Provider]:
     """A healthy simulated provider in this process."""
-    async with Provider() as running:
+    async with Provider(name="North") as running:
         yield running
+
+
+@pytest.fixture
+async def caller(provider: Provider) -> AsyncIterator[Caller]:
+    """A raw connection to it."""
+    async with connected(provider) as made:
+        yield made
 
 
 @pytest.fixture

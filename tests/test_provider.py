@@ -6,7 +6,6 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator
 
 import msgspec
 import openai
@@ -17,18 +16,6 @@ from bench.books import Entry
 from bench.provider import Provider
 from tests.provider_caller import HELLO, Caller, ask, connected, datas, text_of
 from tests.timing import again_if_untimely, in_time
-
-
-@pytest.fixture
-async def provider() -> AsyncIterator[Provider]:
-    async with Provider(name="North") as running:
-        yield running
-
-
-@pytest.fixture
-async def caller(provider: Provider) -> AsyncIterator[Caller]:
-    async with connected(provider) as made:
-        yield made
 
 
 async def test_stream_has_the_shape_of_openai(caller: Caller) -> None:
