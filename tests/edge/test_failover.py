@@ -232,6 +232,32 @@ async def test_ups_01_a_listener_that_accepts_nothing_is_left_after_connect_s(st
         in_time(answered.seconds, CONNECT_S * 1.1 + 0.2, at_least=CONNECT_S * 0.9)
 
 
+async def paced(stage: Stage, model: str, seconds: float) -> list[Answered]:
+    """The answers to 50 requests a second, whose pace waits for none of them."""
+    loop, asked = asyncio.get_running_loop(), []
+    began = loop.time()
+    for number in range(round(50 * seconds)):
+        await asyncio.sleep(max(0.0, began + number / 50 - loop.time()))
+        asked.append(asyncio.create_task(stage.ask(model, stream=bool(number % 2))))
+    return await asyncio.gather(*asked)
+
+
+AT_ONCE = (Behaviour(refuse=True), Behaviour(reset_after_events=0), Behaviour(status=503))
+
+
+@pytest.mark.parametrize(("seconds", "rank"), [(0.6, 0.5), pytest.param(30.0, 0.99, marks=pytest.mark.soak)], ids=["short", "long"])
+@again_if_untimely
+async def test_ups_01_a_provider_that_fails_at_once_costs_neither_answers_nor_time(stage: Stage, seconds: float, rank: float) -> None:
+    """The long form judges the slowest hundredth, which a short one has too few answers for."""
+    healthy = await paced(stage, GOOD, seconds)
+    for sick in AT_ONCE:
+        with behaving(stage.first, sick):
+            answers = await paced(stage, FIRST_THEN_GOOD, seconds)
+        assert sum(answered.status == 200 for answered in answers) >= 0.999 * len(answers)
+        usual_s, took_s = (sorted(each.seconds for each in some)[int(len(some) * rank)] for some in (healthy, answers))
+        in_time(took_s, usual_s + 0.010)
+
+
 # UPS-13
 
 
