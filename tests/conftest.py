@@ -91,6 +91,7 @@ class RunningGateway:
         self.url = ""
         self.key = ""
         self.account_id = ""
+        self.start_s = 0.0  # what the last start took
         self.log: list[dict[str, Any]] = []
         self.noise: list[str] = []  # stderr lines that are not JSON
         self._arguments = [sys.executable, "-m", module, "serve", "--config", str(self.config), "--workers", str(workers)]
@@ -141,8 +142,10 @@ class RunningGateway:
             reader.start()
 
     def start(self) -> RunningGateway:
+        began = time.monotonic()
         self.spawn()
         self.wait_ready()
+        self.start_s = time.monotonic() - began
         return self
 
     def wait_ready(self, timeout_s: float = START_S_MAX) -> None:

@@ -161,6 +161,7 @@ async def test_ovl_04_out_of_descriptors_the_admitted_are_served_and_the_rest_tu
     request = head(stage, f"Content-Length: {len(data)}") + data
     try:
         async with asyncio.timeout(20.0), contextlib.AsyncExitStack() as opened:
+            connecting = time.monotonic()
             callers = await connections_to(stage, 400, opened)
             before_s, began = edge.cpu_times().user + edge.cpu_times().system, time.monotonic()
             admitted = refused = 0
@@ -171,7 +172,8 @@ async def test_ovl_04_out_of_descriptors_the_admitted_are_served_and_the_rest_tu
                     admitted += status == 200
                     refused += status == 503 and headers["retry-after"] == "1"
                     assert status in (200, 503)
-            assert admitted == (DESCRIPTORS - 64) // 2
+            places, patient = (DESCRIPTORS - 64) // 2, time.monotonic() - connecting < HEAD_S
+            assert admitted == places if patient else admitted <= places  # who had to wait so long for us was cut for silence
             assert refused > 0 and edge.num_fds() < DESCRIPTORS
             await asyncio.sleep(0.7)  # time for a loop that spins to be seen
             assert edge.cpu_times().user + edge.cpu_times().system - before_s < 0.2 * (time.monotonic() - began) + 0.2
