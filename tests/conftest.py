@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -26,17 +27,23 @@ import pytest
 
 from bench.demo import render_toml
 from bench.provider import Provider
+from gateway import cli
+from tests.provider_caller import Caller, connected
 
 REPOSITORY = Path(__file__).parent.parent
 START_S_MAX = 20.0  # two cores, shared with every other test run
 MODEL = "acme/sage-1"
+_admin_lock = threading.Lock()  # of sys.stdout, which is one for all threads
 
 Document = Mapping[str, Any]
 StartGateway = Callable[..., "RunningGateway"]
 
 
-async def eventually(predicate: Callable[[], object], timeout_s: float = 5.0) -> None:
-    """Returns once `predicate()` is true. Polls, so only for what has no event to wait on. Raises TimeoutError."""
+async def eventually(predicate: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Returns once `predicate()` is true. Polls, so only for what has no event to wait on. Raises TimeoutError.
+
+    `timeout_s` ends a test that hangs; a promise of time is measured, with `tests.timing`.
+    """
     async with asyncio.timeout(timeout_s):
         while not predicate():
             await asyncio.sleep(0.01)
@@ -84,6 +91,7 @@ class RunningGateway:
         self.url = ""
         self.key = ""
         self.account_id = ""
+        self.start_s = 0.0  # what the last start took
         self.log: list[dict[str, Any]] = []
         self.noise: list[str] = []  # stderr lines that are not JSON
         self._arguments = [sys.executable, "-m", module, "serve", "--config", str(self.config), "--workers", str(workers)]
@@ -107,7 +115,7 @@ class RunningGateway:
     def write_settings(self, settings: Document) -> None:
         document: dict[str, Any] = {
             "catalog": ["catalog.toml"],
-            "server": {"port": 0, "runtime_dir": "run"},
+            "server": {"port": 0, "runtime_dir": "run", "drain_s": 1.0},  # a test's end waits for a quarter of it
             "operations": {"port": 0},
             "store": {"url": "sqlite:///gateway.db"},
             "journal": {"dir": "journal"},
@@ -134,8 +142,10 @@ class RunningGateway:
             reader.start()
 
     def start(self) -> RunningGateway:
+        began = time.monotonic()
         self.spawn()
         self.wait_ready()
+        self.start_s = time.monotonic() - began
         return self
 
     def wait_ready(self, timeout_s: float = START_S_MAX) -> None:
@@ -172,7 +182,7 @@ class RunningGateway:
     def stdout(self) -> list[str]:
         return list(self._stdout)
 
-    def logged(self, event: str, *, count: int = 1, timeout_s: float = 5.0, **fields: Any) -> dict[str, Any]:
+    def logged(self, event: str, *, count: int = 1, timeout_s: float = 10.0, **fields: Any) -> dict[str, Any]:
         """The `count`-th log line of this event with these fields, waited for."""
 
         def matching() -> list[dict[str, Any]]:
@@ -205,14 +215,13 @@ class RunningGateway:
         return found
 
     def admin(self, *arguments: str) -> dict[str, Any]:
-        """One admin command's JSON result."""
+        """One admin command's JSON result. Runs in this process: a process of its own would take most of a test's time."""
         group, command, *rest = arguments
-        done = subprocess.run(
-            [sys.executable, "-m", "gateway", group, command, "--config", str(self.config), *rest],
-            capture_output=True, text=True, cwd=REPOSITORY, env=self._environ, timeout=START_S_MAX, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        result: dict[str, Any] = json.loads(done.stdout)
+        said, complained = io.StringIO(), io.StringIO()
+        with _admin_lock, contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+            code = cli.main([group, command, "--config", str(self.config), *rest])
+        assert code == 0, complained.getvalue()
+        result: dict[str, Any] = json.loads(said.getvalue().splitlines()[-1])
         return result
 
     def create_account(self, email: str = "ada@example.com", usd: str = "1000.00") -> dict[str, Any]:
@@ -280,8 +289,15 @@ def fetch(url: str, *, body: bytes | None = None, headers: Mapping[str, str] | N
 @pytest.fixture
 async def provider() -> AsyncIterator[Provider]:
     """A healthy simulated provider in this process."""
-    async with Provider() as running:
+    async with Provider(name="North") as running:
         yield running
+
+
+@pytest.fixture
+async def caller(provider: Provider) -> AsyncIterator[Caller]:
+    """A raw connection to it."""
+    async with connected(provider) as made:
+        yield made
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator
 
 import msgspec
 import openai
@@ -16,18 +15,7 @@ from bench.behaviour import Behaviour
 from bench.books import Entry
 from bench.provider import Provider
 from tests.provider_caller import HELLO, Caller, ask, connected, datas, text_of
-
-
-@pytest.fixture
-async def provider() -> AsyncIterator[Provider]:
-    async with Provider(name="North") as running:
-        yield running
-
-
-@pytest.fixture
-async def caller(provider: Provider) -> AsyncIterator[Caller]:
-    async with connected(provider) as made:
-        yield made
+from tests.timing import again_if_untimely, in_time
 
 
 async def test_stream_has_the_shape_of_openai(caller: Caller) -> None:
@@ -171,6 +159,7 @@ async def test_expect_continue_and_http10(provider: Provider, caller: Caller) ->
         assert datas(body)[-1] == "[DONE]"
 
 
+@again_if_untimely
 async def test_rhythm_is_kept(caller: Caller, provider: Provider) -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -182,9 +171,10 @@ async def test_rhythm_is_kept(caller: Caller, provider: Provider) -> None:
     while await caller.chunk():
         pass
     total_s = loop.time() - began
-    assert 0.039 <= headers_s < 0.1 <= first_s + 0.002 < total_s
-    assert 0.138 <= total_s < 0.4
-    entry = provider.books.entries[0]
+    in_time(headers_s, 0.1, at_least=0.039)
+    assert 0.098 <= first_s < total_s
+    in_time(total_s, 0.4, at_least=0.138)
+    entry = provider.books.entries[-1]
     assert entry.finished is not None
     assert 0.138 <= entry.finished - entry.started <= total_s + 0.01
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -13,18 +12,6 @@ from bench.behaviour import Behaviour
 from bench.books import Books
 from bench.provider import Provider
 from tests.provider_caller import HELLO, Caller, ask, connected, datas
-
-
-@pytest.fixture
-async def provider() -> AsyncIterator[Provider]:
-    async with Provider(name="North") as running:
-        yield running
-
-
-@pytest.fixture
-async def caller(provider: Provider) -> AsyncIterator[Caller]:
-    async with connected(provider) as made:
-        yield made
 
 
 async def test_bad_requests_are_refused(provider: Provider, caller: Caller) -> None:

@@ -22,7 +22,7 @@ Kind = type[openai.OpenAI] | type[openai.AsyncOpenAI]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    async with staged(tmp_path_factory.mktemp("openai"), settings={"timeouts": {"idle_s": 0.5}}) as running:
+    async with staged(tmp_path_factory.mktemp("openai"), settings={"timeouts": {"idle_s": 1.0}}) as running:
         yield running
 
 

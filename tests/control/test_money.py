@@ -159,15 +159,16 @@ async def test_a_spent_grant_becomes_a_charge(control: ControlProcess, join: Joi
     edge = await join("a")
     assert (await edge.want(resources.balance(account), USD)).nanos == 5 * USD
     started_s = time.monotonic()
-    edge.spend(account, USD)
-    await edge.until_committed()
-    assert time.monotonic() - started_s < 0.9  # as told, not at the next look
+    for _ in range(5):
+        edge.spend(account, USD // 5)
+        await edge.until_committed()
+    assert time.monotonic() - started_s < 2.5  # as told, and not at five looks of a second each
     assert rows(control.config.parent / "var/gateway.db", f"SELECT nanos FROM balances WHERE book = '{account}'") == [(9 * USD,)]
-    assert await verified(control) == {"ok": True, "accounts": 1, "generations": 1, "difference_nanos": 0}
+    assert await verified(control) == {"ok": True, "accounts": 1, "generations": 5, "difference_nanos": 0}
     _, metrics, _ = await control.ask(ADMIN, "GET", "/metrics")
     assert shown(metrics, "gateway_charged_usd_total") == 1.0
     assert shown(metrics, "gateway_journal_pending_records") == shown(metrics, "gateway_journal_oldest_seconds") == 0
-    assert shown(metrics, "gateway_ledger_commit_seconds_count") == 1
+    assert shown(metrics, "gateway_ledger_commit_seconds_count") == 5
     assert shown(metrics, "gateway_ledger_refused_records_total") == 0
     control.kill()
     await asyncio.to_thread(control.start)
@@ -190,7 +191,7 @@ async def test_what_one_edge_leaves_unused_another_gets(control: ControlProcess,
     first.answers_recalls = second.answers_recalls = False
     started_s = time.monotonic()
     assert (await first.want(balance, 1)).refused
-    assert 0.2 < time.monotonic() - started_s < 1.0
+    assert 0.2 < time.monotonic() - started_s < 4.0  # and not for ever
 
 
 async def test_after_a_kill_control_believes_what_edges_say(control: ControlProcess, join: JoinEdge, account: str) -> None:

@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
 from gateway.ledger.book import Book, Hold, LeaseShort
 
@@ -105,7 +115,12 @@ class BookMachine(RuleBasedStateMachine):
 
 
 TestBook = BookMachine.TestCase
-TestBook.settings = settings(max_examples=2000, stateful_step_count=8, deadline=None)
+TestBook.settings = settings(max_examples=500, stateful_step_count=8, deadline=None)
+
+
+@pytest.mark.soak
+def test_led_04_a_book_and_its_model_agree_over_long_sequences() -> None:
+    run_state_machine_as_test(BookMachine, settings=settings(max_examples=2000, stateful_step_count=50, deadline=None))
 
 
 def test_a_hold_on_two_resources_takes_from_both_or_from_none() -> None:

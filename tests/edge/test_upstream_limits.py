@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
-import socket
 import time
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from bench.behaviour import Behaviour
 from tests.conftest import eventually
@@ -23,6 +19,7 @@ from tests.edge.stage import (
     RAW_THEN_GOOD,
     ROLE,
     SSE_HEAD,
+    Answered,
     RawCall,
     Stage,
     behaving,
@@ -31,12 +28,13 @@ from tests.edge.stage import (
     event,
     plain,
     sse,
-    staged,
+    stage_of,
 )
+from tests.timing import again_if_untimely, in_time
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-CONNECT_S, HEADERS_S, FIRST_TOKEN_S, IDLE_S, TOTAL_S = 0.5, 0.7, 0.9, 0.6, 1.5
+CONNECT_S, HEADERS_S, FIRST_TOKEN_S, IDLE_S, TOTAL_S = 0.5, 0.7, 0.9, 1.0, 2.0
 OWN_TOTAL_S = 0.8
 MIB = 1 << 20
 ANSWER_BYTES_MAX = MIB
@@ -50,9 +48,8 @@ def own_timeouts(catalog: str) -> str:
     return catalog.replace('upstream_model = "first"\n', 'upstream_model = "first"\ntimeouts = { total_s = 60.0 }\n')
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    settings = {
+stage = stage_of(
+    settings={
         "timeouts": {
             "connect_s": CONNECT_S,
             "headers_s": HEADERS_S,
@@ -61,45 +58,29 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
             "total_s": TOTAL_S,
         },
         "upstream": {"answer_bytes_max": ANSWER_BYTES_MAX, "sse_line_bytes_max": LINE_BYTES_MAX},
-    }
-    async with staged(tmp_path_factory.mktemp("limits"), settings=settings, catalog=own_timeouts) as running:
-        yield running
+    },
+    catalog=own_timeouts,
+)
 
 
-def took(seconds: float, limit_s: float) -> bool:
+def cut_at(limit_s: float, answered: Answered) -> None:
     """Within a tenth of the limit, plus what two busy cores take."""
-    return 0.9 * limit_s <= seconds <= 1.1 * limit_s + 0.1
+    in_time(answered.seconds, 1.1 * limit_s + 0.1, at_least=0.9 * limit_s)
 
 
 # UPS-02
 
 
-@contextlib.asynccontextmanager
-async def accepting_nothing(stage: Stage) -> AsyncIterator[None]:
-    """The raw provider's port belongs to a listener whose backlog is full: the kernel drops what would open a connection."""
-    port = stage.raw.port
-    await stage.raw.__aexit__()
-    with contextlib.ExitStack() as opened:
-        full = opened.enter_context(socket.socket())
-        full.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        full.bind(("127.0.0.1", port))
-        full.listen(0)
-        for _ in range(4):
-            waiting = opened.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(("127.0.0.1", port))
-        yield
-    await stage.raw.open(port)
-
-
+@again_if_untimely
 async def test_ups_02_connect_s(stage: Stage) -> None:
-    async with accepting_nothing(stage):
+    async with stage.raw.deaf():
         answers = await asyncio.gather(*(stage.ask(RAW, stream=stream) for stream in (False, True)))
     for answered in answers:
         assert answered.status == 502
-        assert took(answered.seconds, CONNECT_S), answered.seconds
+        cut_at(CONNECT_S, answered)
 
 
+@again_if_untimely
 async def test_ups_02_headers_s_runs_from_the_requests_leaving_on_new_and_kept_connections(stage: Stage) -> None:
     async def script(call: RawCall) -> None:
         if call.body.find(b'"user":"prompt"') >= 0:
@@ -116,12 +97,13 @@ async def test_ups_02_headers_s_runs_from_the_requests_leaving_on_new_and_kept_c
     assert stage.raw.connections == connections + 1
     for answered in (fresh, kept):
         assert (answered.status, answered.error["metadata"]["error_type"]) == (504, "timeout")
-        assert took(answered.seconds, HEADERS_S), answered.seconds
+        cut_at(HEADERS_S, answered)
 
 
 @pytest.mark.parametrize(
     "opening", [SSE_HEAD, SSE_HEAD + chunk(event(ROLE)), SSE_HEAD + chunk(b": ping\n\n")], ids=["head", "role", "comment"]
 )
+@again_if_untimely
 async def test_ups_02_first_token_s_is_not_met_by_anything_but_content(stage: Stage, opening: bytes) -> None:
     async def script(call: RawCall) -> None:
         await call.write(opening)
@@ -132,23 +114,31 @@ async def test_ups_02_first_token_s_is_not_met_by_anything_but_content(stage: St
     stage.raw.script = script
     answered = await stage.ask(RAW, stream=True)
     assert (answered.status, answered.error["metadata"]["error_type"]) == (504, "timeout")
-    assert took(answered.seconds, FIRST_TOKEN_S), answered.seconds
+    cut_at(FIRST_TOKEN_S, answered)
 
 
+@again_if_untimely
 async def test_ups_02_idle_s_cuts_a_stream_that_stalls_and_is_moved_by_every_event(stage: Stage) -> None:
+    gap_s = 0.0
+
     async def script(call: RawCall) -> None:
+        nonlocal gap_s
         await call.write(SSE_HEAD, chunk(event({"content": "a"})))
-        await asyncio.sleep(0.6 * IDLE_S)
+        written = time.monotonic()
+        await asyncio.sleep(0.5 * IDLE_S)
         await call.write(chunk(event({"content": "b"})))
+        gap_s = time.monotonic() - written
         await call.left()
 
     stage.raw.script = script
     answered = await stage.ask(RAW, stream=True)
+    in_time(gap_s, 0.8 * IDLE_S)  # the provider's own pace
     assert answered.text == "ab"
     assert answered.events[-1]["error"]["metadata"]["error_type"] == "timeout"
-    assert took(answered.seconds, 1.6 * IDLE_S), answered.seconds
+    cut_at(1.5 * IDLE_S, answered)
 
 
+@again_if_untimely
 async def test_ups_02_total_s_ends_a_stream_that_never_does(stage: Stage) -> None:
     async def script(call: RawCall) -> None:
         await call.write(SSE_HEAD)
@@ -160,9 +150,10 @@ async def test_ups_02_total_s_ends_a_stream_that_never_does(stage: Stage) -> Non
     answered = await stage.ask(RAW, stream=True)
     assert answered.status == 200
     assert answered.events[-1]["error"]["code"] == 504
-    assert took(answered.seconds, TOTAL_S), answered.seconds
+    cut_at(TOTAL_S, answered)
 
 
+@again_if_untimely
 async def test_ups_02_only_total_s_ends_the_wait_for_a_whole_answer(stage: Stage) -> None:
     async def script(call: RawCall) -> None:
         if b"dripping" in call.body:
@@ -175,18 +166,20 @@ async def test_ups_02_only_total_s_ends_the_wait_for_a_whole_answer(stage: Stage
     stage.raw.script = script
     for answered in await asyncio.gather(stage.ask(RAW), stage.ask(RAW_THEN_GOOD, user="dripping")):
         assert (answered.status, answered.error["code"]) == (504, 504)
-        assert took(answered.seconds, TOTAL_S), answered.seconds
+        cut_at(TOTAL_S, answered)
     await eventually(lambda: stage.raw.open_connections == 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@again_if_untimely
 async def test_ups_02_an_endpoint_may_have_limits_of_its_own(stage: Stage, stream: bool) -> None:
     with behaving(stage.good, Behaviour(tokens=1000, tokens_per_s=20)), behaving(stage.first, Behaviour(status=500)):
         answered = await stage.ask(FIRST_THEN_GOOD, stream=stream)
     assert (answered.events[-1] if stream else answered.json)["error"]["code"] == 504
-    assert took(answered.seconds, OWN_TOTAL_S), answered.seconds
+    cut_at(OWN_TOTAL_S, answered)
 
 
+@again_if_untimely
 async def test_ups_02_a_chain_of_slow_attempts_ends_with_the_requests_deadline(stage: Stage) -> None:
     async def script(call: RawCall) -> None:
         await call.left()
@@ -195,7 +188,7 @@ async def test_ups_02_a_chain_of_slow_attempts_ends_with_the_requests_deadline(s
     with behaving(stage.good, Behaviour(silent_accept=True)), behaving(stage.first, Behaviour(silent_accept=True)):
         answered = await stage.ask(RAW, stream=True, models=[GOOD, RAW_THEN_GOOD, GOOD])
     assert answered.status == 504
-    assert answered.seconds <= TOTAL_S + 1.0
+    in_time(answered.seconds, TOTAL_S + 1.0)
 
 
 # STR-07
@@ -213,6 +206,7 @@ async def _ticks(stage: Stage, until: asyncio.Event) -> list[float]:
 
 
 @pytest.mark.parametrize("begun", [False, True])
+@again_if_untimely
 async def test_str_07_a_line_without_end_is_cut_and_disturbs_nobody(stage: Stage, begun: bool) -> None:
     sent = 0
 
@@ -243,7 +237,7 @@ async def test_str_07_a_line_without_end_is_cut_and_disturbs_nobody(stage: Stage
             assert (answered.status, answered.error["code"]) == (502, 502)
     assert sent <= 4 * 16 * MIB  # what sockets hold, not the whole line
     assert peak - before <= 32 * MIB
-    assert gaps[len(gaps) * 99 // 100] <= tick_s + 0.05, gaps[-3:]
+    in_time(gaps[len(gaps) * 99 // 100], tick_s + 0.05)
 
 
 # UPS-09 and other sizes

@@ -19,6 +19,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import psutil  # type: ignore[import-untyped]
 
 from bench.provider import Provider
 from gateway.domain.generation import Generation
@@ -153,6 +154,12 @@ class Shop:
             caller.send({"model": model, "messages": HELLO, **more}, "/api/v1/chat/completions", key)
             yield caller
 
+    @property
+    def edge(self) -> psutil.Process:
+        """The one edge."""
+        (pid,) = self.gateway.health()["edges"]
+        return psutil.Process(pid)
+
     async def new_account(self, email: str, usd: str) -> Account:
         made = await asyncio.to_thread(self.gateway.create_account, email, usd)
         return Account(made["account_id"], made["key"])
@@ -188,6 +195,12 @@ class Shop:
     async def used(self, account: Account | None = None) -> int:
         """Nanos that /credits says were used."""
         return nanos((await self.get("credits", account))["total_usage"])
+
+    async def until_used(self, expected: int, account: Account | None = None) -> None:
+        """Until /credits says that so many nanos were used: bookkeeping comes a moment after the answer."""
+        async with asyncio.timeout(10.0):
+            while await self.used(account) != expected:
+                await asyncio.sleep(0.05)
 
     async def verify(self) -> dict[str, Any]:
         """`gateway ledger verify`; fails when it does not find everything in order."""

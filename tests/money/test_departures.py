@@ -12,8 +12,11 @@ from gateway.domain.generation import Generation
 from tests.edge.stage import ROLE, SSE_HEAD, RawCall, chunk, event
 from tests.edge.test_hang_ups import leave
 from tests.money.shop import PLAIN, Shop, nanos, opened, priced, sim
+from tests.timing import again_if_untimely, in_time
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TOKENS_PER_S = 100
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -36,19 +39,24 @@ def departures(shop: Shop) -> int:
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("usage", ["openai", "every"])
 @pytest.mark.parametrize("events", [1, 50])
+@again_if_untimely
 async def test_str_04_leaving_a_stream_is_charged_for_what_was_made(shop: Shop, events: int, usage: str, how: str) -> None:
     gone, seen = departures(shop), 0
-    asked = sim(tokens=10_000, tokens_per_s=100, usage=usage, prompt_tokens=2)
+    asked = sim(tokens=10_000, tokens_per_s=TOKENS_PER_S, usage=usage, prompt_tokens=2)
     async with shop.asking("acme/plain", stream=True, max_tokens=10_000, **asked) as caller:
         await caller.head()
         while seen < events:
             seen += (await caller.chunk()).count(b'"content":" ')
-        leave(caller, how)
+        left_s = leave(caller, how)
         entry = shop.good.books.entries[-1]
         await shop.good.wait_for(lambda _: entry.cancelled is not None)
     record = await left(shop, 499, gone + 1)
     assert record.usage is not None and record.cancelled
-    assert abs(record.usage.completion_tokens - entry.completion_tokens) <= 1 and record.usage.completion_tokens >= events
+    assert entry.cancelled is not None
+    assert events <= record.usage.completion_tokens <= entry.completion_tokens
+    # One event may be on its way, and those that the provider made until it heard of the departure.
+    lost_s = (entry.completion_tokens - record.usage.completion_tokens - 2) / TOKENS_PER_S
+    in_time(lost_s, entry.cancelled - left_s, at_least=-1.0)
     assert record.charged_nanos == priced(PLAIN, {"prompt": 2, "completion": record.usage.completion_tokens})
     row = await shop.generation(record.id)
     assert row["cancelled"] is True and nanos(row["total_cost"]) == record.charged_nanos
@@ -106,7 +114,4 @@ async def test_str_08_a_caller_who_only_stops_talking_is_charged_once(shop: Shop
         record = await left(shop, 499, records + 1)
         assert record.charged_nanos == 0
     else:
-        async with asyncio.timeout(5.0):
-            while await shop.used() == before:
-                await asyncio.sleep(0.05)
-        assert await shop.used() - before == priced(PLAIN, {"prompt": 12, "completion": 34})
+        await shop.until_used(before + priced(PLAIN, {"prompt": 12, "completion": 34}))

@@ -32,6 +32,7 @@ from gateway.log import Log
 from gateway.settings import load_settings, read_catalog
 from tests.conftest import MODEL, REPOSITORY, RunningGateway, StartGateway, eventually, render_catalog
 from tests.processes.test_gateway import SLOW, Callers, asking, calling, start_two, streams_begun
+from tests.timing import again_if_untimely, in_time
 
 REPLACED_S = 2.0
 
@@ -54,6 +55,7 @@ async def rejoined(gateway: RunningGateway, edges: int) -> None:
     await asyncio.to_thread(gateway.logged, "edge_joined", count=2 * edges)
 
 
+@again_if_untimely
 async def test_killed_control_is_replaced_and_its_edges_serve_on(start_gateway: StartGateway, provider: Provider) -> None:
     provider.set_behaviour(SLOW)
     gateway = start_two(start_gateway, provider)
@@ -68,7 +70,7 @@ async def test_killed_control_is_replaced_and_its_edges_serve_on(start_gateway: 
             killed = time.monotonic()
             meanwhile = [await ask_with(session, gateway.url, unseen["key"])]
             await asyncio.to_thread(gateway.logged, "process_ready", role="control", count=2)
-            assert time.monotonic() - killed <= REPLACED_S
+            in_time(time.monotonic() - killed, REPLACED_S)
             await rejoined(gateway, 2)
             afterwards = await ask_with(session, gateway.url, unseen["key"])
             wrong = await ask_with(session, gateway.url, "sk-or-v1-wrong")
@@ -83,6 +85,7 @@ async def test_killed_control_is_replaced_and_its_edges_serve_on(start_gateway: 
     assert new == [(200, None)] * 10
 
 
+@again_if_untimely
 async def test_hung_control_is_replaced_and_an_unknown_key_is_never_called_wrong(start_gateway: StartGateway, provider: Provider) -> None:
     gateway = start_two(start_gateway, provider, hang_s=1.0)
     unseen = await asyncio.to_thread(gateway.create_account, "grace@example.com")
@@ -94,7 +97,7 @@ async def test_hung_control_is_replaced_and_an_unknown_key_is_never_called_wrong
             stopped = time.monotonic()
             meanwhile = await asyncio.gather(*(ask_with(session, gateway.url, key) for key in (unseen["key"], "sk-or-v1-wrong") * 3))
             await asyncio.to_thread(gateway.logged, "process_ready", role="control", count=2)
-            assert time.monotonic() - stopped <= 1.0 + REPLACED_S
+            in_time(time.monotonic() - stopped, 1.0 + REPLACED_S)
             await rejoined(gateway, 2)
             assert await ask_with(session, gateway.url, unseen["key"]) == (200, None)
             assert await ask_with(session, gateway.url, "sk-or-v1-wrong") == (401, None)
@@ -175,6 +178,7 @@ class Stand:
         self.joined = asyncio.Event()
         self.url = ""
         self.link: LinkServer
+        self._controls = 0
         self._settings = load_settings(self.config)
         self._runtime = RuntimeDir(Path(self._settings.server.runtime_dir))
 
@@ -188,7 +192,9 @@ class Stand:
     def _grant(self, edge: str, want: Want) -> None:
         self.link.send_to(edge, Grant(want.resource, 10**12))
 
-    async def open_link(self, control: str) -> None:
+    async def open_link(self) -> None:
+        self._controls += 1
+
         async def find(digests: Iterable[str]) -> dict[str, KeyRecord]:
             return {each: self.keys[each] for each in digests if each in self.keys}
 
@@ -196,7 +202,7 @@ class Stand:
         self.joined.clear()
         self.link = LinkServer(
             address=self._runtime.socket(LINK),
-            incarnation=control,
+            incarnation=f"control-{self._controls}",
             catalog=catalog,
             find_keys=find,
             on_joined=lambda _: self.joined.set(),
@@ -230,7 +236,7 @@ class Stand:
 @pytest.fixture
 async def stand(tmp_path: Path, provider: Provider) -> AsyncIterator[Stand]:
     made = Stand(tmp_path / "stand", f"{provider.url}/v1")
-    await made.open_link("control-1")
+    await made.open_link()
     try:
         async with made.running_edge():
             yield made
@@ -238,34 +244,37 @@ async def stand(tmp_path: Path, provider: Provider) -> AsyncIterator[Stand]:
         await made.link.stop()
 
 
+@again_if_untimely
 async def test_aut_06_a_key_is_refused_within_a_second_of_its_revocation_on_warm_connections(stand: Stand) -> None:
     gone, disabled, expired = stand.new_key(), stand.new_key(), stand.new_key()
     body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]})
 
     async def refused_after(session: aiohttp.ClientSession, key: str) -> float:
         began = time.monotonic()
-        while True:
+        while time.monotonic() - began < 10.0:
             headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
             async with session.post(f"{stand.url}/api/v1/chat/completions", data=body, headers=headers) as answer:
                 error = await answer.json()
                 if answer.status != 200:
                     assert (answer.status, error["error"]["code"]) == (401, 401)
-                    return time.monotonic() - began
+                    break
+        return time.monotonic() - began
 
     async with aiohttp.ClientSession() as session:
         for key in (gone, disabled, expired):
             assert (await ask_with(session, stand.url, key))[0] == 200
         record = stand.keys.pop(digest(gone))
         stand.link.push_key(record.digest, None)
-        assert await refused_after(session, gone) <= 1.0
+        in_time(await refused_after(session, gone), 1.0)
         stand.keys[digest(disabled)] = msgspec.structs.replace(stand.keys[digest(disabled)], disabled=True)
         stand.link.push_key(digest(disabled), stand.keys[digest(disabled)])
-        assert await refused_after(session, disabled) <= 1.0
+        in_time(await refused_after(session, disabled), 1.0)
         stand.keys[digest(expired)] = msgspec.structs.replace(stand.keys[digest(expired)], expires_at_s=int(time.time()))
         stand.link.push_key(digest(expired), stand.keys[digest(expired)])
-        assert await refused_after(session, expired) <= 1.0
+        in_time(await refused_after(session, expired), 1.0)
 
 
+@again_if_untimely
 async def test_a_key_made_just_after_it_was_tried_in_vain_works_at_once(stand: Stand) -> None:
     secret = stand.new_key()
     record = stand.keys.pop(digest(secret))
@@ -273,11 +282,14 @@ async def test_a_key_made_just_after_it_was_tried_in_vain_works_at_once(stand: S
         assert (await ask_with(session, stand.url, secret))[0] == 401
         stand.keys[record.digest] = record
         stand.link.push_key(record.digest, record)
-        async with asyncio.timeout(1.0):
+        pushed = time.monotonic()
+        async with asyncio.timeout(20.0):
             while (await ask_with(session, stand.url, secret))[0] != 200:
                 pass
+        in_time(time.monotonic() - pushed, 1.0)
 
 
+@again_if_untimely
 async def test_a_revocation_that_an_edge_missed_is_made_up_for_when_it_joins_again(stand: Stand) -> None:
     missed, kept = stand.new_key(), stand.new_key()
     async with aiohttp.ClientSession() as session:
@@ -287,9 +299,11 @@ async def test_a_revocation_that_an_edge_missed_is_made_up_for_when_it_joins_aga
         del stand.keys[digest(missed)]
         for key in (missed, kept):  # control is away: what is known stands
             assert (await ask_with(session, stand.url, key))[0] == 200
-        await stand.open_link("control-2")
-        await asyncio.wait_for(stand.joined.wait(), 2.0)
+        await stand.open_link()
+        await asyncio.wait_for(stand.joined.wait(), 20.0)
         joined = time.monotonic()
-        while (await ask_with(session, stand.url, missed))[0] != 401:
-            assert time.monotonic() - joined <= 1.0
+        async with asyncio.timeout(20.0):
+            while (await ask_with(session, stand.url, missed))[0] != 401:
+                pass
+        in_time(time.monotonic() - joined, 1.0)
         assert (await ask_with(session, stand.url, kept))[0] == 200

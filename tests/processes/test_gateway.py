@@ -22,9 +22,12 @@ import pytest
 from bench.behaviour import Behaviour
 from bench.provider import Provider
 from tests.conftest import MODEL, RunningGateway, StartGateway, eventually, render_catalog
+from tests.timing import again_if_untimely, in_time
 
-STREAM_S = 3.0
-TOKENS = 30
+STREAM_S = 2.0
+TOKENS = 20
+LAME_DUCK_S = 0.8  # a little less than what it is
+DRAIN_S = 30.0  # of gateways that are rolled or drained with streams under way
 SLOW = Behaviour(tokens=TOKENS, tokens_per_s=TOKENS / STREAM_S)
 
 
@@ -85,7 +88,7 @@ async def asking(callers: Callers, number: int = 2) -> AsyncIterator[None]:
 
 
 def start_two(start_gateway: StartGateway, provider: Provider, **server: Any) -> RunningGateway:
-    return start_gateway({"north": f"{provider.url}/v1"}, workers=2, settings={"server": server})
+    return start_gateway({"north": f"{provider.url}/v1"}, workers=2, settings={"server": {"drain_s": DRAIN_S, **server}})
 
 
 async def streams_begun(tasks: asyncio.TaskGroup, callers: Callers, number: int) -> list[asyncio.Task[list[dict[str, Any] | None]]]:
@@ -97,6 +100,7 @@ async def streams_begun(tasks: asyncio.TaskGroup, callers: Callers, number: int)
     return streams
 
 
+@again_if_untimely
 async def test_ops_01_sigterm_finishes_every_stream_and_turns_readiness_red_first(start_gateway: StartGateway, provider: Provider) -> None:
     provider.set_behaviour(SLOW)
     gateway = start_two(start_gateway, provider)
@@ -104,15 +108,19 @@ async def test_ops_01_sigterm_finishes_every_stream_and_turns_readiness_red_firs
         async with asyncio.TaskGroup() as tasks:
             streams = await streams_begun(tasks, callers, 100)
             gateway.signal(signal.SIGTERM)
-            await eventually(lambda: gateway.ready_status() == 503, 0.5)
-            assert await callers.ask() == 200  # lame duck: red, and still open
             before = time.monotonic()
+            await eventually(lambda: gateway.ready_status() == 503)
+            try:
+                assert await callers.ask() == 200  # lame duck: red, and still open
+            except aiohttp.ClientConnectorError:
+                in_time(time.monotonic() - before, LAME_DUCK_S)  # later it may be closed
+                raise
         for stream in streams:
             events = stream.result()
             assert events[-1] is None
             assert sum(1 for event in events if event and event["choices"] and event["choices"][0]["delta"].get("content")) == TOKENS
     assert await asyncio.to_thread(gateway.wait, 30.0) == 0
-    assert time.monotonic() - before < STREAM_S + 5.0
+    assert time.monotonic() - before < DRAIN_S / 2  # and not when drain_s is over
 
 
 async def test_ops_01_streams_alive_at_the_end_of_drain_s_get_an_error_event(start_gateway: StartGateway, provider: Provider) -> None:
@@ -126,9 +134,10 @@ async def test_ops_01_streams_alive_at_the_end_of_drain_s_get_an_error_event(sta
             last = stream.result()[-1]
             assert last is not None
             assert last["error"]["code"] >= 500
-    assert await asyncio.to_thread(gateway.wait, 10.0) == 0
+    assert await asyncio.to_thread(gateway.wait, 20.0) == 0
 
 
+@again_if_untimely
 async def test_ops_02_killed_edge_serves_again_within_two_seconds(start_gateway: StartGateway, provider: Provider) -> None:
     gateway = start_two(start_gateway, provider)
     dead = gateway.logged("process_ready", role="edge", slot=0)["child"]
@@ -137,7 +146,7 @@ async def test_ops_02_killed_edge_serves_again_within_two_seconds(start_gateway:
         os.kill(dead, signal.SIGKILL)
         before = time.monotonic()
         await asyncio.to_thread(gateway.logged, "process_ready", role="edge", slot=0, count=2)
-        assert time.monotonic() - before <= 2.0
+        in_time(time.monotonic() - before, 2.0)
         served = callers.outcomes[200]
         await eventually(lambda: callers.outcomes[200] >= served + 20)
     assert sum(count for outcome, count in callers.outcomes.items() if outcome != 200) <= 2  # those that the dead edge held
@@ -205,7 +214,7 @@ async def test_a_roll_loses_no_stream_and_no_request(start_gateway: StartGateway
 async def test_kill_9_of_the_supervisor_leaves_nothing_and_the_next_start_succeeds(gateway: RunningGateway) -> None:
     assert len(gateway.processes()) == 3
     gateway.signal(signal.SIGKILL)
-    await eventually(lambda: not gateway.processes(), 5.0)
+    await eventually(lambda: not gateway.processes())
     await asyncio.to_thread(gateway.wait)
     await asyncio.to_thread(gateway.start)
     async with calling(gateway) as callers:
@@ -233,6 +242,6 @@ def test_metrics_count_every_start(start_gateway: StartGateway, role: str) -> No
     gateway = start_gateway({"north": "http://127.0.0.1:9/v1"})
     os.kill(gateway.logged("process_ready", role=role)["child"], signal.SIGKILL)
     gateway.logged("process_ready", role=role, count=2)
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + 20.0
     while f'gateway_process_starts_total{{process="{role}"}} 2.0' not in gateway.metrics():
         assert time.monotonic() < deadline, gateway.metrics()

@@ -18,6 +18,7 @@ import pytest
 
 from gateway.link.runtime import ADMIN
 from tests.conftest import RunningGateway, eventually, fetch, render_catalog
+from tests.timing import again_if_untimely, in_time
 
 pytestmark = pytest.mark.timeout(60)
 StartFake = Callable[..., RunningGateway]
@@ -29,8 +30,10 @@ def make_fake(tmp_path: Path) -> Iterator[StartFake]:
     made: list[RunningGateway] = []
 
     def make(*, workers: int = 2, **server: Any) -> RunningGateway:
-        settings = {"server": {"drain_s": 4.0, **server}}
-        made.append(RunningGateway(tmp_path, CATALOG, settings=settings, workers=workers, module="tests.processes.fake_gateway"))
+        settings = {"server": {"drain_s": 1.0, **server}}
+        made.append(
+            RunningGateway(tmp_path / str(len(made)), CATALOG, settings=settings, workers=workers, module="tests.processes.fake_gateway")
+        )
         return made[-1]
 
     with contextlib.ExitStack() as closing:
@@ -79,6 +82,7 @@ def test_operations_serve_three_paths_and_nothing_else(start_fake: StartFake) ->
     assert json.loads(body)["error"]["code"] == 405
 
 
+@again_if_untimely
 def test_operations_answer_while_edge_and_control_hang(start_fake: StartFake) -> None:
     gateway = start_fake(workers=1, hang_s=0)
     health = gateway.health()
@@ -89,7 +93,7 @@ def test_operations_answer_while_edge_and_control_hang(start_fake: StartFake) ->
         status, body = fetch(f"{gateway.operations_url}/metrics")
         assert status == 503
         assert "control does not answer" in json.loads(body)["error"]["message"]
-        assert time.monotonic() - before < 3.0
+        in_time(time.monotonic() - before, 3.0)
         assert gateway.health()["edges"] == health["edges"]
         assert gateway.health()["status"] == "degraded"
         assert gateway.ready_status() == 503
@@ -98,17 +102,18 @@ def test_operations_answer_while_edge_and_control_hang(start_fake: StartFake) ->
             os.kill(pid, signal.SIGCONT)
 
 
+@again_if_untimely
 async def test_ops_02_dead_edge_is_replaced_within_two_seconds_and_control_is_told(start_fake: StartFake) -> None:
     gateway = start_fake()
     died = gateway.logged("process_ready", role="edge", slot=1)
     os.kill(died["child"], signal.SIGKILL)
     before = time.monotonic()
     gateway.logged("process_ready", role="edge", slot=1, count=2)
-    assert time.monotonic() - before <= 2.0
+    in_time(time.monotonic() - before, 2.0)
     assert died["child"] not in gateway.health()["edges"]
     await eventually(lambda: gateway.health()["status"] == "ok")
     told: list[tuple[str, Any]] = []
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(20.0):
         while len(told) < 3:
             told = await facts(gateway)
     assert ("/reaped", {"slot": 1, "incarnation": died["incarnation"]}) in told
@@ -143,7 +148,7 @@ async def test_control_that_was_away_is_told_of_every_reaped_edge(start_fake: St
     os.kill(first, signal.SIGKILL)
     gateway.logged("process_ready", role="control", count=2)
     told: list[tuple[str, Any]] = []
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(20.0):
         while len(told) < 2:
             told = await facts(gateway)
     assert sorted(told, key=lambda fact: fact[0]) == [
@@ -156,7 +161,7 @@ async def test_ops_02_crash_loop_backs_off_and_turns_readiness_red(start_fake: S
     gateway = start_fake()
     (gateway.folder / "edge-dies").touch()
     os.kill(gateway.health()["edges"][0], signal.SIGKILL)
-    await eventually(lambda: gateway.ready_status() == 503, 10.0)
+    await eventually(lambda: gateway.ready_status() == 503, 20.0)
     assert "slot 0" in json.loads(fetch(f"{gateway.operations_url}/readyz")[1])["reason"]
     assert gateway.health()["status"] == "degraded"
     gateway.logged("process_start_delayed", role="edge", slot=0, timeout_s=10.0)
@@ -166,6 +171,7 @@ async def test_ops_02_crash_loop_backs_off_and_turns_readiness_red(start_fake: S
 
 
 @pytest.mark.parametrize("role", ["edge", "control"])
+@again_if_untimely
 def test_ops_03_hung_process_is_replaced(start_fake: StartFake, role: str) -> None:
     gateway = start_fake(hang_s=1.0)
     hung = gateway.logged("process_ready", role=role, slot=0)
@@ -173,18 +179,18 @@ def test_ops_03_hung_process_is_replaced(start_fake: StartFake, role: str) -> No
     before = time.monotonic()
     gateway.logged("process_hung", child=hung["child"])
     gateway.logged("process_ready", role=role, slot=0, count=2)
-    assert time.monotonic() - before <= 2.0  # hang_s, and a second for two cores that others use as well
+    in_time(time.monotonic() - before, 2.0)  # hang_s, and a second for two cores that others use as well
     health = gateway.health()
     assert hung["child"] not in [health["control"], *health["edges"]]
 
 
 async def test_a_supervisor_that_was_stopped_itself_kills_nobody(start_fake: StartFake) -> None:
-    gateway = start_fake(hang_s=0.8)
+    gateway = start_fake(hang_s=1.0)
     before = gateway.health()
     gateway.signal(signal.SIGSTOP)
     await asyncio.sleep(2.5)  # the passing of time is what is tested
     gateway.signal(signal.SIGCONT)
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(1.2)
     assert gateway.health() == before
     assert not [line for line in gateway.log if line["event"] == "process_hung"]
 
@@ -228,14 +234,20 @@ def test_what_never_gets_ready_ends_the_start_with_a_reason(make_fake: StartFake
     assert gateway.stdout == []
 
 
+@again_if_untimely
 async def test_ops_01_drain_is_red_first_and_finishes_every_stream(start_fake: StartFake) -> None:
-    gateway = start_fake()
+    gateway = start_fake(drain_s=10.0)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         streams = [await session.get(f"{gateway.url}/stream") for _ in range(20)]
         gateway.signal(signal.SIGTERM)
-        await eventually(lambda: gateway.ready_status() == 503, 0.5)
-        async with session.get(f"{gateway.url}/pid") as late:  # lame duck: red, and still open
-            assert late.status == 200
+        before = time.monotonic()
+        await eventually(lambda: gateway.ready_status() == 503)
+        try:
+            async with session.get(f"{gateway.url}/pid") as late:  # lame duck: red, and still open
+                assert late.status == 200
+        except aiohttp.ClientConnectorError:
+            in_time(time.monotonic() - before, 0.8)  # later it may be closed
+            raise
         assert gateway.health()["status"] == "draining"
         gateway.signal(signal.SIGTERM)  # a second one does not hurry
         for stream in streams:
@@ -257,20 +269,21 @@ def test_three_signals_within_a_second_end_it_at_once(start_fake: StartFake) -> 
     time.sleep(0.05)  # two pending signals of one kind are one
     gateway.signal(signal.SIGINT)
     assert gateway.wait() == 1
-    assert time.monotonic() - before < 5.0
+    assert time.monotonic() - before < 10.0  # and not when drain_s is over
 
 
+@again_if_untimely
 def test_an_edge_that_does_not_leave_is_killed_after_drain_s(start_fake: StartFake) -> None:
     gateway = start_fake(workers=1, drain_s=0.4, hang_s=0)
     os.kill(gateway.health()["edges"][0], signal.SIGSTOP)
     before = time.monotonic()
     assert gateway.stop() == 0
-    assert 2.0 < time.monotonic() - before < 5.0
+    in_time(time.monotonic() - before, 5.0, at_least=2.0)
     gateway.logged("process_killed", role="edge")
 
 
 async def test_sigusr2_rolls_every_edge_and_loses_no_request(start_fake: StartFake) -> None:
-    gateway = start_fake()
+    gateway = start_fake(drain_s=10.0)
     before = set(gateway.health()["edges"])
     statuses: list[int] = []
     rolled = False
@@ -321,7 +334,7 @@ async def test_kill_9_of_the_supervisor_leaves_nothing(start_fake: StartFake) ->
     gateway = start_fake()
     assert len(gateway.processes()) == 4
     gateway.signal(signal.SIGKILL)
-    await eventually(lambda: not gateway.processes(), 3.0)
+    await eventually(lambda: not gateway.processes())
 
 
 def test_signals_to_the_whole_group_drain_in_order(start_fake: StartFake) -> None:

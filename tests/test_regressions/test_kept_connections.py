@@ -11,12 +11,13 @@ from tests.conftest import MODEL, StartGateway
 from tests.provider_caller import HELLO, Caller
 
 ROUTE = "/api/v1/chat/completions"
+DRAIN_S = 30.0
 
 
 async def test_a_stream_that_began_before_a_roll_leaves_its_connection_open_for_one_more_request(
     start_gateway: StartGateway, provider: Provider
 ) -> None:
-    gateway = await asyncio.to_thread(start_gateway, {"north": f"{provider.url}/v1"})
+    gateway = await asyncio.to_thread(start_gateway, {"north": f"{provider.url}/v1"}, settings={"server": {"drain_s": DRAIN_S}})
     provider.set_behaviour(Behaviour(tokens=30, tokens_per_s=10))
     host, _, port = gateway.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -39,8 +40,8 @@ async def test_a_stream_that_began_before_a_roll_leaves_its_connection_open_for_
 
 
 async def test_a_kept_connection_that_stays_silent_does_not_hold_up_a_drain(start_gateway: StartGateway, provider: Provider) -> None:
-    gateway = await asyncio.to_thread(start_gateway, {"north": f"{provider.url}/v1"})
-    provider.set_behaviour(Behaviour(tokens=40, tokens_per_s=10))
+    gateway = await asyncio.to_thread(start_gateway, {"north": f"{provider.url}/v1"}, settings={"server": {"drain_s": DRAIN_S}})
+    provider.set_behaviour(Behaviour(tokens=20, tokens_per_s=10))
     host, _, port = gateway.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     caller = Caller(reader, writer)
@@ -50,7 +51,7 @@ async def test_a_kept_connection_that_stays_silent_does_not_hold_up_a_drain(star
         gateway.signal(signal.SIGTERM)
         while await caller.chunk():
             pass
-        assert await asyncio.wait_for(reader.read(), 4.0) == b""
-        assert await asyncio.to_thread(gateway.wait, 5.0) == 0
+        assert await asyncio.wait_for(reader.read(), DRAIN_S / 2) == b""
+        assert await asyncio.to_thread(gateway.wait, DRAIN_S / 2) == 0
     finally:
         writer.close()
