@@ -1,0 +1,145 @@
+"""From figures to shares: how good each endpoint of a model is, and how much traffic it should get. No clock, no I/O.
+
+1. `estimate` reads an endpoint's figures: each is the mean over the longest window that no shorter one contradicts.
+   So a quiet endpoint is judged by minutes, and one that just broke by seconds.
+2. `cost` weighs price, time to first token and time per token, each as a multiple of the best endpoint's, and adds what
+   a failure costs times its likelihood: an endpoint that fails fast is never quick, it is dear. 1.0 is best at everything.
+3. `shares` gives nearly all traffic to the endpoints whose cost is nearly the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log, sqrt
+
+import msgspec
+
+from gateway.routing.figures import Counts, Figures
+
+FAILURE_COST = 10.0  # what a failed attempt costs, where a perfect answer costs 1
+KNOWN_SAMPLES = 5  # whole answers before an endpoint's speed is believed
+SURPRISE = 1.6  # times 1/sqrt(samples), in log: where a shorter window contradicts; first-token times vary by half
+SURPRISE_SIGMAS = 3.0  # the same for shares of failures
+SHARPNESS = 24.0  # an endpoint 3 % dearer gets half the share, one 10 % dearer a tenth
+SHARE_MIN = 0.02  # under this an endpoint is only a fallback
+LOYALTY = 0.03  # how much better a challenger must be before traffic turns: noise must not flip it to and fro
+PRICE_FLOOR = 1_000_000.0  # nanos per million tokens, 0.001 USD: keeps ratios to a free endpoint finite
+PRIOR_ATTEMPTS, PRIOR_FAILED = 5.0, 0.1
+
+
+class Weights(msgspec.Struct, frozen=True):
+    """From `[routing]`: what price and speed count for."""
+
+    price: float = 2.0
+    latency: float = 1.0
+    throughput: float = 0.5
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """One endpoint, as far as figures tell. None: too little is known."""
+
+    first_s: float | None = None  # seconds to the first token
+    token_s: float | None = None  # seconds per output token
+    failure: float = 0.02  # likelihood that the next attempt fails
+    known: bool = False  # enough was served to judge its speed
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """One endpoint's standing among others. Ratios are to the best one's, 1.0 and up."""
+
+    cost: float
+    price_ratio: float
+    first_ratio: float
+    token_ratio: float
+    estimate: Estimate
+
+    @property
+    def reason(self) -> str:
+        speed = f"first token x{self.first_ratio:.2f}, per token x{self.token_ratio:.2f}" if self.estimate.known else "speed unknown"
+        return f"cost {self.cost:.2f}: price x{self.price_ratio:.2f}, {speed}, fails {self.estimate.failure:.1%}"
+
+
+def estimate(figures: Figures) -> Estimate:
+    windows = figures.windows
+    longest = windows[-1]
+    first_s = _mean([(window.firsts, window.first_us) for window in windows])
+    token_s = _mean([(window.answers, window.gen_us / window.tokens * window.answers if window.tokens else 0.0) for window in windows])
+    known = longest.answers >= KNOWN_SAMPLES  # whole ones: who is fast to the first token may be slow after it
+    return Estimate(first_s, token_s, _failure(windows, figures.failures_in_a_row), known)
+
+
+def _mean(windows: list[tuple[int, float]]) -> float | None:
+    """Seconds from (count, sum in microseconds) pairs, shortest window first."""
+    count, total = windows[-1]
+    if not count or not total:
+        return None
+    mean = total / count
+    for count, total in windows[-2::-1]:
+        if count >= 2 and total and abs(log(total / count / mean)) > SURPRISE / sqrt(count):
+            mean = total / count
+    return mean / 1e6
+
+
+def _failure(windows: Sequence[Counts], in_a_row: int) -> float:
+    longest = windows[-1]
+    share = (longest.attempts - longest.ok + PRIOR_FAILED) / (longest.attempts + PRIOR_ATTEMPTS)
+    for window in windows[-2::-1]:
+        attempts = window.attempts
+        bad = attempts - window.ok
+        if attempts >= 2 and abs(bad - attempts * share) > SURPRISE_SIGMAS * sqrt(attempts * share * (1 - share) + 0.25):
+            share = (bad + PRIOR_FAILED) / (attempts + 2 * PRIOR_FAILED)
+    if in_a_row >= 2 and share**in_a_row < 1e-3:  # no bad luck any more
+        share = in_a_row / (in_a_row + 1)
+    return min(share, 1.0)
+
+
+def score(prices: Sequence[int], estimates: Sequence[Estimate], weights: Weights) -> list[Scored]:
+    """Every endpoint against the best of them, in the order given. `prices`: blended, in nanos per million tokens.
+
+    What is unknown of an endpoint's speed is taken to be as the others' on average.
+    """
+    cheapest = min(prices) + PRICE_FLOOR
+    firsts = _ratios([each.first_s for each in estimates])
+    tokens = _ratios([each.token_s for each in estimates])
+    scored = []
+    for price, first_ratio, token_ratio, each in zip(prices, firsts, tokens, estimates, strict=True):
+        price_ratio = (price + PRICE_FLOOR) / cheapest
+        quality = quality_of(price_ratio, first_ratio, token_ratio, weights)
+        dearer = max(0.0, FAILURE_COST - quality)
+        scored.append(Scored(quality + each.failure * dearer, price_ratio, first_ratio, token_ratio, each))
+    return scored
+
+
+def quality_of(price_ratio: float, first_ratio: float, token_ratio: float, weights: Weights) -> float:
+    """What an answer costs, as a multiple of the best in everything."""
+    total = weights.price + weights.latency + weights.throughput
+    if not total:
+        return 1.0
+    return (weights.price * price_ratio + weights.latency * first_ratio + weights.throughput * token_ratio) / total
+
+
+def _ratios(values: list[float | None]) -> list[float]:
+    known = [value for value in values if value is not None]
+    if not known:
+        return [1.0] * len(values)
+    best = max(min(known), 1e-6)
+    usual = sum(known) / len(known)
+    return [max(1.0, (value if value is not None else usual) / best) for value in values]
+
+
+def shares(costs: Sequence[float], ramps: Sequence[float], incumbent: int | None) -> list[float]:
+    """How much traffic each endpoint gets; sums to 1, 0 for mere fallbacks. `ramps`: 0-1, how far each has grown in."""
+    costs = [cost * (1 - LOYALTY) if i == incumbent else cost for i, cost in enumerate(costs)]
+    best = min(costs)
+    weights = [(best / cost) ** SHARPNESS * ramp for cost, ramp in zip(costs, ramps, strict=True)]
+    least = SHARE_MIN * max(weights)
+    weights = [weight if weight >= least else 0.0 for weight in weights]
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+def shares_by_price(prices: Sequence[int]) -> list[float]:
+    """While nothing is known but prices: the contract's balance, 1 / price squared."""
+    weights = [(min(prices) + PRICE_FLOOR) ** 2 / (price + PRICE_FLOOR) ** 2 for price in prices]
+    total = sum(weights)
+    return [weight / total for weight in weights]
