@@ -47,6 +47,7 @@ class Policy(Protocol):
     """Who chooses. Endpoints are numbers; calls come in order of time."""
 
     name: str
+    flips: list[float]  # when the endpoint with the largest share changed, as far as it knows
 
     def catalog(self, prices: dict[int, float], now_s: float) -> None: ...
     def choose(self, now_s: float) -> int: ...
@@ -64,6 +65,7 @@ class Run(msgspec.Struct):
     failures: int = 0
     chosen: list[tuple[float, int]] = []  # (time, endpoint)
     evidence_s: float | None = None  # when the first sign of the fault could be seen
+    flips: list[float] = []
 
 
 class World:
@@ -121,7 +123,7 @@ def run(scenario: Scenario, make: Callable[[World, random.Random], Policy], seed
     arrivals, noise = random.Random(f"{scenario.name} {seed}"), random.Random(f"noise {seed}")
     world = World(scenario, weights)
     policy = make(world, random.Random(f"policy {seed}"))
-    result = Run(chosen=[])
+    result = Run(chosen=[], flips=policy.flips)
     events: list[tuple[float, int, int, int, int, float]] = []  # time, order, what, endpoint, attempt, gen_s
     changes = [0.0, *scenario.changes_s, math.inf]
     now_s = order = 0

@@ -21,7 +21,7 @@ class BreakerRules(msgspec.Struct, frozen=True, kw_only=True):
     error_share: float = 0.5
     attempts_min: int = 20
     open_s: float = 5.0
-    open_s_max: float = 60.0
+    open_s_max: float = 30.0
 
 
 class Breaker:
@@ -37,6 +37,7 @@ class Breaker:
         "failures_in_a_row",
         "held_until_s",
         "probing",
+        "resting_until_s",
     )
 
     def __init__(self, rules: BreakerRules) -> None:
@@ -48,6 +49,7 @@ class Breaker:
         self.ejected = False
         self.ejected_until_s = 0.0  # from then on a probe may go
         self.held_until_s = 0.0  # the provider's own word: nothing is sent before, whatever else fails
+        self.resting_until_s = 0.0  # after a 429 that named no time
         self.probing = 0  # the attempt that is the probe; 0: none
 
     def __repr__(self) -> str:
@@ -55,7 +57,7 @@ class Breaker:
 
     def admits(self, now_s: float) -> bool:
         """Whether the ordinary next request may go to the endpoint."""
-        return not self.ejected and now_s >= self.held_until_s
+        return not self.ejected and now_s >= self.held_until_s and now_s >= self.resting_until_s
 
     def admits_probe(self, now_s: float) -> bool:
         """Whether an ejected endpoint may be tried with one request."""
@@ -63,7 +65,7 @@ class Breaker:
 
     def next_change_s(self) -> float:
         """When time alone changes an answer above; 0: never."""
-        return max(self.held_until_s, self.ejected_until_s if self.ejected else 0.0)
+        return max(self.held_until_s, self.resting_until_s, self.ejected_until_s if self.ejected else 0.0)
 
     def began(self, attempt: int) -> None:
         """An attempt goes to an ejected endpoint: it is the probe."""
@@ -84,11 +86,13 @@ class Breaker:
         """True when this ejects the endpoint. `failed` of `attempts` is its record over the last `outage_s`."""
         self.failures_in_a_row += 1
         if self.ejected:
-            if attempt == self.probing:
-                self.probing = 0
-                self._eject(now_s)
-                return True
-            return False
+            if attempt != self.probing:
+                return False
+            self.probing = 0
+            if now_s < self.ejected_until_s:  # sent in panic, when all were ejected: that does not lengthen anything
+                return False
+            self._eject(now_s)
+            return True
         rules = self._rules
         mostly = attempts >= rules.attempts_min and failed >= rules.error_share * attempts
         if self.failures_in_a_row < rules.failures and not mostly:
@@ -100,8 +104,7 @@ class Breaker:
 
     def throttled(self, attempt: int, now_s: float, retry_after_s: float | None) -> None:
         """A 429: left alone for as long as the provider said, or a little while if it did not."""
-        if attempt == self.probing and self.ejected:
-            self.probing = 0
+        self.told_nothing(attempt)
         if retry_after_s is None:
             self._throttles += 1
             self.ejected_until_s = max(

@@ -31,16 +31,17 @@ class Counts(NamedTuple):
     gen_us: int = 0  # and how long they took, in sum: streams from the first token on, whole answers from the start
 
     def plus(self, other: Counts) -> Counts:
-        return Counts(*map(add, self, other))
+        return _make(map(add, self, other))
 
     def minus(self, other: Counts) -> Counts:
-        return Counts(*map(sub, self, other))
+        return _make(map(sub, self, other))
 
     @property
     def attempts(self) -> int:
         return self.ok + self.failed + self.throttled
 
 
+_make = Counts._make
 NOTHING = Counts()
 
 

@@ -103,8 +103,14 @@ class Live:
     # Told by attempts.
 
     def admits(self, now_s: float) -> bool:
-        """Whether the next choice of an order may still be tried: things may have changed since it was made."""
+        """To be asked before a fallback is tried: much may have changed since its order was made. Where nothing is left that
+        is admitted, any may be tried that is not held.
+        """
         return self.breaker.admits(now_s) or self.breaker.admits_probe(now_s)
+
+    def is_held(self, now_s: float) -> bool:
+        """Whether its provider said not to come back yet: then nothing is sent, whatever else fails."""
+        return now_s < self.breaker.held_until_s
 
     def begin(self, now_s: float, *, stream: bool) -> int:
         """An attempt goes out. Returns its number, to be given back with each of the calls below."""
@@ -189,8 +195,10 @@ class Live:
             figures, counts = merged, self._unsent.counts
             for _, unseen in self._unseen:
                 counts = counts.plus(unseen)
-        counts = counts.plus(self._overdue(figures.windows[-1], now_s))
-        return Figures(figures.plus(counts).windows, inflight=self.inflight, failures_in_a_row=self.breaker.failures_in_a_row)
+        if self._waiting:
+            counts = counts.plus(self._overdue(figures.windows[-1], now_s))
+        windows = figures.windows if counts == NOTHING else figures.plus(counts).windows
+        return Figures(windows, None, None, self.inflight, self.breaker.failures_in_a_row)
 
     def percentiles(self, now_s: float) -> tuple[Percentiles | None, Percentiles | None]:
         """Of 5 minutes: seconds to the first token, tokens per second. Worked out every few seconds at most."""

@@ -135,6 +135,7 @@ class Plan(Generic[C]):
         "_scored",
         "_seats",
         "_sharers",
+        "_alone",
         "_until_s",
         "_was_sharing",
         "held_until_s",
@@ -144,6 +145,7 @@ class Plan(Generic[C]):
         self._board = board
         self._changes = board.changes
         self._seats = seats
+        self._alone = [Sharer(seats[0], 1.0, (seats[0].choice,))] if len(seats) == 1 else []
         self._until_s = float("-inf")
         self._built_at_change = -1
         self._incumbent: int | None = None
@@ -202,10 +204,15 @@ class Plan(Generic[C]):
 
     # Rebuilding.
 
-    def rebuild(self, now_s: float) -> None:
+    def rebuild(self, now_s: float, *, explain: bool = False) -> None:
         """Share the traffic out anew from the figures of this moment."""
         board = self._board
         usable = self._usable(now_s)
+        if len(self._seats) == 1 and usable and not explain:  # nothing to compare: a request for the only one there is stays cheap
+            self._scored, self._ranked = {}, self._seats
+            self._sharers = self._alone
+            self._built_at_change = self._changes.count
+            return
         estimates = [board.estimate(seat, now_s) for seat in usable]
         if usable:
             scored = score([seat.price for seat in usable], estimates, board.weights)
@@ -242,7 +249,8 @@ class Plan(Generic[C]):
         if sharing:
             costs = [self._scored[seat.index].cost for seat in sharing]
             incumbent = next((i for i, seat in enumerate(sharing) if seat.index == self._incumbent), None)
-            for seat, share in zip(sharing, shares(costs, [1.0] * len(sharing), incumbent), strict=True):
+            unramped = shares(costs, [1.0] * len(sharing), incumbent)
+            for seat, share in zip(sharing, unramped, strict=True):
                 if share and before and seat.index not in before:
                     seat.live.ramp_from_s = now_s
             found = shares(costs, [self._ramp(seat, now_s) for seat in sharing], incumbent)
@@ -319,6 +327,8 @@ class Plan(Generic[C]):
         return (seat.choice, *(other.choice for other in self._ranked if other is not seat))
 
     def _with_preferred(self, preferred: Live) -> tuple[C, ...] | None:
+        if len(self._ranked) == 1:
+            return (self._ranked[0].choice,)
         for seat in self._ranked:
             if seat.live is preferred:
                 best = self._scored[self._ranked[0].index].cost

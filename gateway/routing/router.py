@@ -11,7 +11,7 @@ from typing import Generic
 
 import msgspec
 
-from gateway.domain.catalog import Catalog, Model
+from gateway.domain.catalog import Catalog, Endpoint, Model
 from gateway.domain.errors import GatewayError, NoEndpointAvailable, NoEndpointMatches, Throttled
 from gateway.routing.breaker import BreakerRules
 from gateway.routing.figures import Merged, Observed
@@ -103,7 +103,7 @@ class Router(Generic[C]):
     def __init__(self, settings: Routing, *, site: str = "") -> None:
         self._settings = settings
         self._site = site
-        self._changes = Changes()
+        self._changes: dict[str, Changes] = {}  # by model id
         self._lives: dict[str, Live] = {}
         self._entries: dict[str, Entry[C]] = {}
         self._seq = 0
@@ -124,10 +124,10 @@ class Router(Generic[C]):
         before, self._entries = self._entries, {}
         for model_id, model in catalog.models.items():
             own = choices.get(model_id, ())
-            seats = [Seat(index, choice, self.live(choice.endpoint.id)) for index, choice in enumerate(own)]
+            seats = [Seat(index, choice, self.live(choice.endpoint)) for index, choice in enumerate(own)]
             board = Board(
                 seats,
-                self._changes,
+                self._changes_of(model_id),
                 weights=self._weights(),
                 exploration_share=self._settings.exploration_share,
                 ramp_s=self._settings.ramp_s,
@@ -142,11 +142,12 @@ class Router(Generic[C]):
             if not self._lives[endpoint_id].inflight:
                 del self._lives[endpoint_id]
 
-    def live(self, endpoint_id: str) -> Live:
-        """The state of an endpoint, to be told of attempts; looked up once per choice, at best kept with it."""
-        live = self._lives.get(endpoint_id)
+    def live(self, endpoint: Endpoint) -> Live:
+        """The state of an endpoint, to be told of attempts; the same one for the same endpoint id, whatever the catalog does."""
+        live = self._lives.get(endpoint.id)
         if live is None:
-            live = self._lives[endpoint_id] = Live(endpoint_id, self._rules, outage_s=self._settings.outage_s, changes=self._changes)
+            changes = self._changes_of(endpoint.model_id)
+            live = self._lives[endpoint.id] = Live(endpoint.id, self._rules, outage_s=self._settings.outage_s, changes=changes)
         return live
 
     def resolve(self, name: str) -> Resolved:
@@ -229,10 +230,12 @@ class Router(Generic[C]):
         if caches and (by_session or cached_tokens):
             self.sticky.remember(conversation, choice.endpoint.id, now_s)
 
-    def explain(self, model: Model) -> list[Explained]:
-        """How the endpoints of a model stood when its traffic was last shared out, the best first."""
+    def explain(self, model: Model, now_s: float) -> list[Explained]:
+        """How the endpoints of a model stand, the best first."""
         rows = []
-        for seat, scored, share in self._entries[model.id].board.all.scored():
+        plan = self._entries[model.id].board.all
+        plan.rebuild(now_s, explain=True)
+        for seat, scored, share in plan.scored():
             endpoint = seat.choice.endpoint
             reason = scored.reason if scored is not None else repr(seat.live.breaker)
             rows.append(Explained(endpoint.id, endpoint.provider, model.id, round(share, 4), scored.cost if scored else None, reason))
@@ -253,6 +256,9 @@ class Router(Generic[C]):
             live.take_merged(merged.figures.get(endpoint_id), seen, now_s)
 
     # Within.
+
+    def _changes_of(self, model_id: str) -> Changes:
+        return self._changes.setdefault(model_id, Changes())
 
     def _weights(self) -> Weights:
         return Weights(self._settings.price_weight, self._settings.latency_weight, self._settings.throughput_weight)

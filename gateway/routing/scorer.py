@@ -14,7 +14,7 @@ from math import log, sqrt
 
 import msgspec
 
-from gateway.routing.figures import Counts, Figures
+from gateway.routing.figures import NOTHING, Counts, Figures
 
 FAILURE_COST = 10.0  # what a failed attempt costs, where a perfect answer costs 1
 KNOWN_SAMPLES = 5  # whole answers before an endpoint's speed is believed
@@ -44,6 +44,9 @@ class Estimate(msgspec.Struct, frozen=True):
     known: bool = False  # enough was served to judge its speed
 
 
+UNSEEN = Estimate()
+
+
 class Scored(msgspec.Struct, frozen=True):
     """One endpoint's standing among others. Ratios are to the best one's, 1.0 and up."""
 
@@ -62,21 +65,23 @@ class Scored(msgspec.Struct, frozen=True):
 def estimate(figures: Figures) -> Estimate:
     windows = figures.windows
     longest = windows[-1]
-    first_s = _mean([(window.firsts, window.first_us) for window in windows])
-    token_s = _mean([(window.answers, window.gen_us / window.tokens * window.answers if window.tokens else 0.0) for window in windows])
+    if longest is NOTHING:
+        return UNSEEN
+    first_s = _mean([(window.firsts, window.first_us, window.firsts) for window in windows])
+    token_s = _mean([(window.answers, window.gen_us, window.tokens) for window in windows])
     known = longest.answers >= KNOWN_SAMPLES  # whole ones: who is fast to the first token may be slow after it
     return Estimate(first_s, token_s, _failure(windows, figures.failures_in_a_row), known)
 
 
-def _mean(windows: list[tuple[int, float]]) -> float | None:
-    """Seconds from (count, sum in microseconds) pairs, shortest window first."""
-    count, total = windows[-1]
-    if not count or not total:
+def _mean(windows: list[tuple[int, int, int]]) -> float | None:
+    """Seconds, from (samples, sum in microseconds, divisor) of each window, the shortest first."""
+    samples, total, divisor = windows[-1]
+    if not total or not divisor:
         return None
-    mean = total / count
-    for count, total in windows[-2::-1]:
-        if count >= 2 and total and abs(log(total / count / mean)) > SURPRISE / sqrt(count):
-            mean = total / count
+    mean = total / divisor
+    for samples, total, divisor in windows[-2::-1]:
+        if samples >= 2 and total and divisor and abs(log(total / divisor / mean)) > SURPRISE / sqrt(samples):
+            mean = total / divisor
     return mean / 1e6
 
 

@@ -6,6 +6,7 @@ slots whose sum is maintained, since copies of whole histograms would take a meg
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 
 from gateway.routing.figures import NOTHING, SHARES, WINDOWS_S, Counts, Figures, Percentiles, Tally, percentiles_of
@@ -17,56 +18,40 @@ SLOTS = 10  # a sketch's window moves by a tenth of its length
 class CountHistory:
     """Counts over any stretch of whole `step_s` up to `span_s` before now."""
 
-    __slots__ = ("_snapshots", "_span_s", "_step_s", "total")
+    __slots__ = ("_before", "_span_s", "_step_s", "_times", "total")
 
     def __init__(self, *, step_s: float, span_s: float) -> None:
         self.total = NOTHING
         self._step_s = step_s
         self._span_s = span_s
-        self._snapshots: deque[tuple[float, Counts]] = deque()  # (time, total just before anything of that time)
+        self._times: list[float] = []  # of snapshots, ascending
+        self._before: list[Counts] = []  # the total just before anything of that time
 
     def add(self, counts: Counts, now_s: float) -> None:
-        snapshots = self._snapshots
-        if not snapshots or now_s - snapshots[-1][0] >= self._step_s:
-            snapshots.append((now_s, self.total))
-            self._forget(now_s)
+        if not self._times or now_s - self._times[-1] >= self._step_s:
+            self._times.append(now_s)
+            self._before.append(self.total)
+            if self._times[0] < now_s - 1.25 * self._span_s:  # now and then, for it moves the rest
+                self._forget(now_s)
         self.total = self.total.plus(counts)
 
     def last(self, window_s: float, now_s: float) -> Counts:
         """What was added within this many seconds before now."""
-        since = now_s - window_s
-        before = self.total
-        for at, total in reversed(self._snapshots):
-            if at < since:
-                break
-            before = total
-        return self.total.minus(before) if before is not self.total else NOTHING
+        index = bisect_left(self._times, now_s - window_s)
+        return self.total.minus(self._before[index]) if index < len(self._times) else NOTHING
 
     def windows(self, now_s: float) -> tuple[Counts, Counts, Counts, Counts]:
-        """The counts over WINDOWS_S, in one walk back."""
-        total = self.total
-        starts: list[Counts] = []
-        before = total
-        walk = reversed(self._snapshots)
-        step = next(walk, None)
-        for window_s in WINDOWS_S:
-            since = now_s - window_s
-            while step is not None and step[0] >= since:
-                before = step[1]
-                step = next(walk, None)
-            starts.append(before)
-        now, short, minute, long = (total.minus(start) if start is not total else NOTHING for start in starts)
+        """The counts over WINDOWS_S."""
+        now, short, minute, long = (self.last(window_s, now_s) for window_s in WINDOWS_S)
         return now, short, minute, long
 
     def is_idle(self, now_s: float) -> bool:
         """Nothing within the whole span."""
-        self._forget(now_s)
-        return not self._snapshots
+        return not self._times or self._times[-1] < now_s - self._span_s
 
     def _forget(self, now_s: float) -> None:
-        snapshots = self._snapshots
-        while snapshots and snapshots[0][0] < now_s - self._span_s:
-            snapshots.popleft()
+        index = bisect_left(self._times, now_s - self._span_s)
+        del self._times[:index], self._before[:index]
 
 
 class SketchWindow:
