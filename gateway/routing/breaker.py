@@ -38,6 +38,7 @@ class Breaker:
         "held_until_s",
         "probing",
         "resting_until_s",
+        "successes_in_a_row",
     )
 
     def __init__(self, rules: BreakerRules) -> None:
@@ -45,7 +46,7 @@ class Breaker:
         self._trips = 0  # in a row, each doubling the ejection
         self._throttles = 0
         self._closed_at_s = 0.0
-        self.failures_in_a_row = 0
+        self.failures_in_a_row = self.successes_in_a_row = 0
         self.ejected = False
         self.ejected_until_s = 0.0  # from then on a probe may go
         self.held_until_s = 0.0  # the provider's own word: nothing is sent before, whatever else fails
@@ -75,6 +76,7 @@ class Breaker:
     def succeeded(self, attempt: int, now_s: float) -> bool:
         """True when this heals the endpoint. Attempts that began before the ejection heal nothing."""
         self.failures_in_a_row = self._throttles = 0
+        self.successes_in_a_row += 1
         if not self.ejected or attempt != self.probing:
             return False
         self.ejected = False
@@ -85,6 +87,7 @@ class Breaker:
     def failed(self, attempt: int, now_s: float, *, attempts: int, failed: int) -> bool:
         """True when this ejects the endpoint. `failed` of `attempts` is its record over the last `outage_s`."""
         self.failures_in_a_row += 1
+        self.successes_in_a_row = 0
         if self.ejected:
             if attempt != self.probing:
                 return False
@@ -107,10 +110,8 @@ class Breaker:
         self.told_nothing(attempt)
         if retry_after_s is None:
             self._throttles += 1
-            self.ejected_until_s = max(
-                self.ejected_until_s, now_s + min(REST_S * 2 ** min(self._throttles - 1, 16), self._rules.open_s_max)
-            )
-            self.ejected = True
+            rest_s = min(REST_S * 2 ** min(self._throttles - 1, 16), self._rules.open_s_max)
+            self.resting_until_s = max(self.resting_until_s, now_s + rest_s)
         else:
             self.hold(now_s, retry_after_s)
 

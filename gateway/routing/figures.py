@@ -83,6 +83,7 @@ class Figures(msgspec.Struct, frozen=True, array_like=True):
     rate: Percentiles | None = None  # output tokens per second
     inflight: int = 0
     failures_in_a_row: int = 0  # as this edge saw them; not merged
+    successes_in_a_row: int = 0
 
     def plus(self, counts: Counts) -> Figures:
         """With attempts of this very moment, which belong to every window."""

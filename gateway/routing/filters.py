@@ -206,6 +206,11 @@ def needs_steps(needs: Needs) -> list[Step]:
 SOFT = ("response_format", "verbosity")  # kept to endpoints that have them if there are any
 
 
+def in_turn(steps: Sequence[Step]) -> list[Step]:
+    """Who is named first, what its policy is second: then a caller who named one provider learns what is wrong with it."""
+    return sorted(steps, key=lambda step: step[1] not in (_NOT_ALLOWED, _TIER))
+
+
 def narrow(traits: Sequence[Traits], mask: int, steps: Sequence[Step], *, model: str, site: str) -> int:
     """The endpoints of `mask` (bit 0 the first) that pass all steps. Raises NoEndpointMatches, naming the one that left nothing."""
     for keeps, cause in steps:

@@ -22,7 +22,8 @@ LOOKS_MAX = 64
 PERCENTILES_S = 5.0  # they move slowly, and sorting a histogram costs 20 us
 SURPRISE_TIMES = 0.6  # a first token in so small a part of what was expected asks for another look
 PROBE_GAP_S, PROBE_GAP_S_FAILED, PROBE_GAP_S_MAX = 0.5, 2.0, 16.0
-LIMIT_SPAN = 20  # half seconds over which the accepted rate is taken
+LIMIT_SPAN_S, LIMIT_CALLS = 2.0, 5  # over which a rate that was accepted is taken
+STARTS_MAX = 20  # half seconds
 
 
 class Changes:
@@ -67,6 +68,7 @@ class Live:
         "endpoint_id",
         "expected_s",
         "inflight",
+        "introduced",
         "pace",
         "probe_at_s",
         "probe_gap_s",
@@ -78,6 +80,7 @@ class Live:
         self.breaker = Breaker(rules)
         self.pace = Pace()
         self.inflight = 0
+        self.introduced = False  # whether it ever had a share by its figures
         self.expected_s = 0.0  # to the first token, as last estimated; 0: unknown
         self.probe_at_s = 0.0
         self.probe_gap_s = PROBE_GAP_S
@@ -87,7 +90,7 @@ class Live:
         self._serial = 0
         self._waiting: dict[int, float] = {}  # streams without a first token: attempt -> begun, the oldest first
         self._begun = self._throttled_total = 0
-        self._starts: deque[tuple[float, int]] = deque(maxlen=LIMIT_SPAN)
+        self._starts: deque[tuple[float, int]] = deque(maxlen=STARTS_MAX)
         self._windows = EndpointWindows()
         self._unsent = Tally()
         self._unseen: deque[tuple[int, Counts]] = deque(maxlen=8)  # reported, and not in the merged figures yet
@@ -150,11 +153,11 @@ class Live:
             index = bucket(tokens / gen_s)
             self._rate_sketch[index] = self._rate_sketch.get(index, 0) + 1
         breaker = self.breaker
-        if breaker.failures_in_a_row or breaker.ejected:
-            if breaker.succeeded(attempt, now_s):
-                self._healed(now_s)
-            else:
-                self._look_again(now_s)
+        failures = breaker.failures_in_a_row
+        if breaker.succeeded(attempt, now_s) or failures > 1:
+            self._healed(now_s)
+        elif failures:
+            self._look_again(now_s)
 
     def failed(self, attempt: int, now_s: float, retry_after_s: float | None = None) -> None:
         """The provider's fault, before or after the first content."""
@@ -198,7 +201,8 @@ class Live:
         if self._waiting:
             counts = counts.plus(self._overdue(figures.windows[-1], now_s))
         windows = figures.windows if counts == NOTHING else figures.plus(counts).windows
-        return Figures(windows, None, None, self.inflight, self.breaker.failures_in_a_row)
+        breaker = self.breaker
+        return Figures(windows, None, None, self.inflight, breaker.failures_in_a_row, breaker.successes_in_a_row)
 
     def percentiles(self, now_s: float) -> tuple[Percentiles | None, Percentiles | None]:
         """Of 5 minutes: seconds to the first token, tokens per second. Worked out every few seconds at most."""
@@ -258,7 +262,10 @@ class Live:
 
     def _roll(self, now_s: float) -> None:
         """Move what was counted lately into the windows and the next report."""
-        self._starts.append((now_s, self._begun - self._throttled_total))
+        if not self._starts or now_s - self._starts[-1][0] >= 0.5:
+            self._starts.append((now_s, self._begun - self._throttled_total))
+        if not (self._ok or self._firsts or self._failed or self._throttled):
+            return
         counts = Counts(
             self._ok,
             self._failed,
@@ -270,8 +277,6 @@ class Live:
             self._tokens,
             self._gen_us,
         )
-        if counts == NOTHING:
-            return
         tally = Tally(counts, self._first_sketch, self._rate_sketch)
         self._clear()
         self._windows.add(tally, now_s)
@@ -305,8 +310,12 @@ class Live:
         return Counts(firsts=firsts, first_us=first_us) if firsts else NOTHING
 
     def _accepted_per_s(self, now_s: float) -> float:
-        if not self._starts:
-            return 0.0
-        since, before = self._starts[0]
-        span_s = now_s - since
-        return (self._begun - self._throttled_total - before) / span_s if span_s > 0.1 else 0.0
+        """Calls per second that were not throttled, lately: over two seconds, or over as many as hold five calls; 0: unknown."""
+        rate = 0.0
+        for since_s, before in reversed(self._starts):
+            span_s, accepted = now_s - since_s, self._begun - self._throttled_total - before
+            if span_s > 0.1:
+                rate = accepted / span_s
+            if span_s >= LIMIT_SPAN_S and accepted >= LIMIT_CALLS:
+                break
+        return rate

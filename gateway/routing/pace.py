@@ -7,9 +7,10 @@ at first, flat near the limit, then beyond it, to find out whether it was raised
 from __future__ import annotations
 
 BACK_OFF = 0.15
-PLATEAU_S = 40.0  # from the limit's 85 % back to all of it; one 429 costs as much as many calls elsewhere
+PLATEAU_S = 50.0  # from the limit's 85 % back to all of it; one 429 costs as much as many calls elsewhere
 RATE_MIN = 0.2  # calls per second: one that is limited to less is limited by its Retry-After
 FREE_AT = 2.0  # times the limit: it is gone
+AGAIN_S, AGAIN = 10.0, 0.8  # met again so soon: the rate was taken too high
 BURST_S = 0.5
 
 
@@ -27,6 +28,8 @@ class Pace:
         """A 429 arrived. Several at once are one meeting."""
         if self._limit and now_s - self._met_at_s < 1.0:
             return
+        if self._limit and now_s - self._met_at_s < AGAIN_S:
+            accepted_per_s = min(accepted_per_s, AGAIN * self._limit)
         self._limit = max(accepted_per_s, RATE_MIN)
         self._met_at_s = now_s
         self._next_s = now_s

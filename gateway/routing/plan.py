@@ -27,7 +27,6 @@ from gateway.routing.scorer import (
 REFRESH_S = 0.5
 PLANS_MAX = 64  # per model: wishes differ, their outcomes seldom do
 EXPLORATIONS_SAVED = 20.0  # what a model may spend at once on a newcomer, or on getting to know all at the start
-RAMP_LEAST = 0.1
 STICKY_COST_TIMES = 2.0  # a cached prompt is worth so much; a sick endpoint costs more
 UNRESOLVED_MAX = 2  # calls to an unknown endpoint that wait at a time: it may never answer
 
@@ -82,8 +81,7 @@ class Board(Generic[C]):
     def inherit(self, before: Board[C]) -> None:
         """Take over from the board of an earlier catalog: what was spent, and who had traffic."""
         self.explorations = before.explorations
-        shared = {sharer.live for sharer in before.all._sharers}
-        self.all._was_sharing = {seat.index for seat in self.seats if seat.live in shared}
+        self.all._was_sharing = before.all._was_sharing
 
     def plan(self, mask: int) -> Plan[C]:
         """The plan for the endpoints whose bits are set, bit 0 for the first."""
@@ -150,7 +148,7 @@ class Plan(Generic[C]):
         self._built_at_change = -1
         self._incumbent: int | None = None
         self._sharers: list[Sharer[C]] = []
-        self._was_sharing: set[int] = set()
+        self._was_sharing = False  # by merit: then whoever joins is a newcomer
         self._cumulative: list[float] = []
         self._probes: list[Seat[C]] = []
         self._probe_at_s = 0.0
@@ -181,7 +179,7 @@ class Plan(Generic[C]):
             sharer = sharers[bisect(self._cumulative, rng())]
             other = sharers[bisect(self._cumulative, rng())]
             # Power of two choices, on calls under way relative to what each should have.
-            if (other.live.inflight + 1) * sharer.share < (sharer.live.inflight + 1) * other.share:
+            if other.live.inflight * sharer.share < sharer.live.inflight * other.share:
                 sharer = other
         if not sharer.live.pace.take(now_s):
             return self._without_haste(sharer, now_s)
@@ -244,15 +242,15 @@ class Plan(Generic[C]):
 
     def _share_out(self, now_s: float) -> None:
         ranked = self._ranked
-        before = self._was_sharing
         sharing = [seat for seat in ranked if self._scored[seat.index].estimate.known]
         if sharing:
             costs = [self._scored[seat.index].cost for seat in sharing]
             incumbent = next((i for i, seat in enumerate(sharing) if seat.index == self._incumbent), None)
-            unramped = shares(costs, [1.0] * len(sharing), incumbent)
-            for seat, share in zip(sharing, unramped, strict=True):
-                if share and before and seat.index not in before:
-                    seat.live.ramp_from_s = now_s
+            for seat in sharing:
+                if not seat.live.introduced:
+                    seat.live.introduced = True
+                    if self._was_sharing:
+                        seat.live.ramp_from_s = now_s
             found = shares(costs, [self._ramp(seat, now_s) for seat in sharing], incumbent)
         else:
             sharing = list(ranked)
@@ -263,7 +261,7 @@ class Plan(Generic[C]):
             if share
         ]
         self._sharers = orders
-        self._was_sharing = {sharer.seat.index for sharer in orders}
+        self._was_sharing = bool(orders) and orders[0].seat.live.introduced
         self._cumulative = []
         total = 0.0
         for sharer in orders[:-1]:  # the last one takes what is left, rounding included
@@ -274,7 +272,7 @@ class Plan(Generic[C]):
 
     def _ramp(self, seat: Seat[C], now_s: float) -> float:
         ramp_s = self._board.ramp_s
-        return 1.0 if not ramp_s else min(1.0, max(RAMP_LEAST, (now_s - seat.live.ramp_from_s) / ramp_s))
+        return 1.0 if not ramp_s else min(1.0, (now_s - seat.live.ramp_from_s) / ramp_s)
 
     # Finding out.
 

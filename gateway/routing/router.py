@@ -21,6 +21,7 @@ from gateway.routing.filters import (
     AccountRules,
     Needs,
     Traits,
+    in_turn,
     means,
     narrow,
     needs_steps,
@@ -92,7 +93,7 @@ class Entry(Generic[C]):
         """The endpoints that are left, as bits. Raises NoEndpointMatches."""
         if not self.traits:
             raise NoEndpointAvailable("no provider of this model is in service", retry_after_s=30.0)
-        steps = [*rules_steps(rules), *wishes_steps(wishes, needs, tiers), *needs_steps(needs)]
+        steps = in_turn([*rules_steps(rules), *wishes_steps(wishes, needs, tiers), *needs_steps(needs)])
         mask = narrow(self.traits, (1 << len(self.traits)) - 1, steps, model=self.model.id, site=self.site)
         return prefer(self.traits, mask, needs)
 

@@ -18,13 +18,16 @@ from gateway.routing.figures import NOTHING, Counts, Figures
 
 FAILURE_COST = 10.0  # what a failed attempt costs, where a perfect answer costs 1
 KNOWN_SAMPLES = 5  # whole answers before an endpoint's speed is believed
-SURPRISE = 1.6  # times 1/sqrt(samples), in log: where a shorter window contradicts; first-token times vary by half
+SURPRISE = 1.4  # times 1/sqrt(samples), in log: where a shorter window contradicts; first-token times vary by half
 SURPRISE_SIGMAS = 3.0  # the same for shares of failures
+CHANCE = 1e-3  # a run of failures, or of successes, that is less likely than this means that something has changed
 SHARPNESS = 24.0  # an endpoint 3 % dearer gets half the share, one 10 % dearer a tenth
-SHARE_MIN = 0.02  # under this an endpoint is only a fallback
-LOYALTY = 0.03  # how much better a challenger must be before traffic turns: noise must not flip it to and fro
+SHARE_MIN = 0.02  # under this part of the best one's share an endpoint is only a fallback
+LOYALTY = 0.01  # how much better a challenger must be before traffic turns: noise must not flip it to and fro
+RAMP_LEAST = 0.1
+STAND_IN_TIMES = 2.0  # how much dearer one may be that stands in while a better one grows in
 PRICE_FLOOR = 1_000_000.0  # nanos per million tokens, 0.001 USD: keeps ratios to a free endpoint finite
-PRIOR_ATTEMPTS, PRIOR_FAILED = 5.0, 0.1
+PRIOR_ATTEMPTS, PRIOR_FAILED = 5.0, 0.02  # small: who was called little must not look worse than who was called much
 
 
 class Weights(msgspec.Struct, frozen=True):
@@ -40,7 +43,7 @@ class Estimate(msgspec.Struct, frozen=True):
 
     first_s: float | None = None  # seconds to the first token
     token_s: float | None = None  # seconds per output token
-    failure: float = 0.02  # likelihood that the next attempt fails
+    failure: float = 0.004  # likelihood that the next attempt fails
     known: bool = False  # enough was served to judge its speed
 
 
@@ -70,7 +73,7 @@ def estimate(figures: Figures) -> Estimate:
     first_s = _mean([(window.firsts, window.first_us, window.firsts) for window in windows])
     token_s = _mean([(window.answers, window.gen_us, window.tokens) for window in windows])
     known = longest.answers >= KNOWN_SAMPLES  # whole ones: who is fast to the first token may be slow after it
-    return Estimate(first_s, token_s, _failure(windows, figures.failures_in_a_row), known)
+    return Estimate(first_s, token_s, _failure(windows, figures.failures_in_a_row, figures.successes_in_a_row), known)
 
 
 def _mean(windows: list[tuple[int, int, int]]) -> float | None:
@@ -85,7 +88,7 @@ def _mean(windows: list[tuple[int, int, int]]) -> float | None:
     return mean / 1e6
 
 
-def _failure(windows: Sequence[Counts], in_a_row: int) -> float:
+def _failure(windows: Sequence[Counts], failures_in_a_row: int, successes_in_a_row: int) -> float:
     longest = windows[-1]
     share = (longest.attempts - longest.ok + PRIOR_FAILED) / (longest.attempts + PRIOR_ATTEMPTS)
     for window in windows[-2::-1]:
@@ -93,8 +96,15 @@ def _failure(windows: Sequence[Counts], in_a_row: int) -> float:
         bad = attempts - window.ok
         if attempts >= 2 and abs(bad - attempts * share) > SURPRISE_SIGMAS * sqrt(attempts * share * (1 - share) + 0.25):
             share = (bad + PRIOR_FAILED) / (attempts + 2 * PRIOR_FAILED)
-    if in_a_row >= 2 and share**in_a_row < 1e-3:  # no bad luck any more
-        share = in_a_row / (in_a_row + 1)
+    run = failures_in_a_row or successes_in_a_row
+    if run < 2:
+        return min(share, 1.0)
+    bad_before = max(0, longest.attempts - longest.ok - failures_in_a_row)
+    before = (bad_before + PRIOR_FAILED) / (max(bad_before, longest.attempts - run) + PRIOR_ATTEMPTS)
+    if failures_in_a_row and before**run < CHANCE:  # no bad luck any more
+        share = run / (run + 1)
+    elif successes_in_a_row and (1 - before) ** run < CHANCE:  # nor this good luck
+        share = PRIOR_FAILED / (run + PRIOR_ATTEMPTS)
     return min(share, 1.0)
 
 
@@ -133,12 +143,30 @@ def _ratios(values: list[float | None]) -> list[float]:
 
 
 def shares(costs: Sequence[float], ramps: Sequence[float], incumbent: int | None) -> list[float]:
-    """How much traffic each endpoint gets; sums to 1, 0 for mere fallbacks. `ramps`: 0-1, how far each has grown in."""
-    costs = [cost * (1 - LOYALTY) if i == incumbent else cost for i, cost in enumerate(costs)]
+    """How much traffic each endpoint gets; sums to 1, 0 for mere fallbacks. `ramps`: 0-1, how far each has grown in.
+
+    One that still grows gets no more than its ramp and twice a fair share, if others that are nearly as good can take the rest.
+    """
+    loyal = [cost * (1 - LOYALTY) if i == incumbent else cost for i, cost in enumerate(costs)]
+    found = _spread(loyal)
+    caps = [1.0 if ramp >= 1.0 else min(max(ramp, RAMP_LEAST), 2 / len(costs)) for ramp in ramps]
+    excess = sum(max(0.0, share - cap) for share, cap in zip(found, caps, strict=True))
+    if excess <= 0:
+        return found
     best = min(costs)
-    weights = [(best / cost) ** SHARPNESS * ramp for cost, ramp in zip(costs, ramps, strict=True)]
-    least = SHARE_MIN * max(weights)
-    weights = [weight if weight >= least else 0.0 for weight in weights]
+    grown = [i for i, cap in enumerate(caps) if cap == 1.0 and costs[i] <= STAND_IN_TIMES * best]
+    if not grown:
+        return found
+    found = [min(share, cap) for share, cap in zip(found, caps, strict=True)]
+    for i, part in zip(grown, _spread([loyal[i] for i in grown]), strict=True):
+        found[i] += excess * part
+    return found
+
+
+def _spread(costs: Sequence[float]) -> list[float]:
+    best = min(costs)
+    weights = [(best / cost) ** SHARPNESS for cost in costs]
+    weights = [weight if weight >= SHARE_MIN else 0.0 for weight in weights]
     total = sum(weights)
     return [weight / total for weight in weights]
 

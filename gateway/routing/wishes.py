@@ -137,11 +137,8 @@ def _misses(percentiles: Percentiles | None, wished: float | Cutoffs | None, fai
 
 def _told(message: str) -> str:
     """msgspec's words, without the caller's own."""
-    reason, _, path = message.rpartition(" - at `$")
-    path = path.rstrip("`")
-    if not reason:
-        reason = message
-    where = "provider" + path
+    reason, _, path = message.partition(" - at `$")
+    where = "provider" + path.rstrip("`")
     if reason.startswith("Object contains unknown field"):
         return f"{where}: an unknown key; known are {_KNOWN}" if where == "provider" else f"{where}: an unknown key"
     if reason.startswith("Invalid enum value"):
