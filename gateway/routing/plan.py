@@ -254,7 +254,8 @@ class Plan(Generic[C]):
             found = shares(costs, [self._ramp(seat, now_s) for seat in sharing], incumbent)
         else:
             sharing = list(ranked)
-            found = shares_by_price([seat.price for seat in sharing]) if sharing else []
+            failures = [self._scored[seat.index].estimate.failure for seat in sharing]
+            found = shares_by_price([seat.price for seat in sharing], failures) if sharing else []
         orders = [
             Sharer(seat, share, (seat.choice, *(other.choice for other in ranked if other is not seat)))
             for seat, share in zip(sharing, found, strict=True)

@@ -26,6 +26,7 @@ SHARE_MIN = 0.02  # under this part of the best one's share an endpoint is only 
 LOYALTY = 0.01  # how much better a challenger must be before traffic turns: noise must not flip it to and fro
 RAMP_LEAST = 0.1
 STAND_IN_TIMES = 2.0  # how much dearer one may be that stands in while a better one grows in
+AVERSION = 4.0  # two failures in a row leave a hundredth
 PRICE_FLOOR = 1_000_000.0  # nanos per million tokens, 0.001 USD: keeps ratios to a free endpoint finite
 PRIOR_ATTEMPTS, PRIOR_FAILED = 5.0, 0.02  # small: who was called little must not look worse than who was called much
 
@@ -171,8 +172,12 @@ def _spread(costs: Sequence[float]) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def shares_by_price(prices: Sequence[int]) -> list[float]:
-    """While nothing is known but prices: the contract's balance, 1 / price squared."""
-    weights = [(min(prices) + PRICE_FLOOR) ** 2 / (price + PRICE_FLOOR) ** 2 for price in prices]
+def shares_by_price(prices: Sequence[int], failures: Sequence[float]) -> list[float]:
+    """While no speed is known: the contract's balance, 1 / price squared, away from who fails."""
+    cheapest = min(prices) + PRICE_FLOOR
+    weights = [
+        (cheapest / (price + PRICE_FLOOR)) ** 2 * max(1 - failure, 0.01) ** AVERSION
+        for price, failure in zip(prices, failures, strict=True)
+    ]
     total = sum(weights)
     return [weight / total for weight in weights]

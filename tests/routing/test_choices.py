@@ -61,6 +61,16 @@ def test_the_best_gets_nearly_all_and_equals_share() -> None:
     assert shares.get("c", 0.0) < 0.01
 
 
+def test_where_too_little_is_called_to_know_speeds_the_balance_is_by_price_and_away_from_who_fails() -> None:
+    scene = Scene(model_of([endpoint("a", 1.0), endpoint("b", 3.0)]))
+    shares = scene.shares(4000)
+    assert shares["a"] / shares["b"] == pytest.approx(9.0, rel=0.3)
+    scene.fail("a")
+    scene.fail("a")
+    scene.now_s += 1.0
+    assert scene.shares(1000)["b"] > 0.8
+
+
 def test_the_same_random_numbers_give_the_same_choices() -> None:
     def play() -> list[list[str]]:
         scene = Scene(THREE, seed=7)

@@ -118,7 +118,7 @@ def test_a_challenger_must_be_clearly_better() -> None:
 
 
 def test_while_only_prices_are_known_the_balance_is_the_contracts() -> None:
-    found = shares_by_price([1 * USD, 3 * USD])
+    found = shares_by_price([1 * USD, 3 * USD], [0.004, 0.004])
     assert found[0] / found[1] == pytest.approx(9.0, rel=0.01)
 
 
