@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 from gateway.domain.catalog import Endpoint, Model
 from gateway.routing.live import PROBE_GAP_S, PROBE_GAP_S_MAX, Changes, Live
 from gateway.routing.scorer import (
-    KNOWN_SAMPLES,
+    PRICE_FLOOR,
     Estimate,
     Scored,
     Weights,
@@ -186,10 +186,13 @@ class Plan(Generic[C]):
         return sharer.order
 
     def ranked(self, now_s: float) -> tuple[Seat[C], ...]:
-        """The seats that may be tried, the best first; for orders of other kinds."""
+        """The seats that may be tried, the best first, then those whose breaker admits a probe; for orders of other kinds."""
         if now_s >= self._until_s or self._built_at_change != self._changes.count:
             self.rebuild(now_s)
-        return self._ranked
+        if len(self._ranked) == len(self._seats):
+            return self._ranked
+        ranked = set(self._ranked)
+        return (*self._ranked, *(seat for seat in self._seats if seat not in ranked and seat.live.breaker.admits_probe(now_s)))
 
     def scored(self) -> list[tuple[Seat[C], Scored | None, float]]:
         """Every seat with its score (None: it may not be tried now) and its share, for whoever wants an explanation."""
@@ -281,20 +284,17 @@ class Plan(Generic[C]):
         """Who is worth trying though it has no share: ejected ones, unknown ones, and those whose best case would win."""
         sharing = {sharer.seat.index for sharer in self._sharers}
         best = min((each.cost for each in self._scored.values() if each.estimate.known), default=None)
-        cheapest = min((seat.price for seat in self._ranked), default=0) + 1e6
+        cheapest = min((seat.price for seat in self._ranked), default=0) + PRICE_FLOOR
         self._probes = []
-        if len(self._seats) < 2 or best is None:
-            return
         for seat in self._seats:
-            scored = self._scored.get(seat.index)
             if seat.index in sharing:
                 continue
-            if scored is None:
+            if seat.index not in self._scored:
                 self._probes.append(seat)  # half-open, as soon as its breaker says so
-                continue
-            best_case = quality_of((seat.price + 1e6) / cheapest, 1.0, 1.0, self._board.weights)
-            if best_case < best:
-                self._probes.append(seat)
+            elif best is not None:
+                best_case = quality_of((seat.price + PRICE_FLOOR) / cheapest, 1.0, 1.0, self._board.weights)
+                if best_case < best:
+                    self._probes.append(seat)
         self._probe_at_s = min((self._due_s(seat) for seat in self._probes), default=float("inf"))
 
     @staticmethod
@@ -340,6 +340,3 @@ class Plan(Generic[C]):
             if seat is not sharer.seat and seat.live.pace.take(now_s):
                 return self._beginning_with(seat)
         return sharer.order
-
-
-__all__ = ["KNOWN_SAMPLES", "Board", "Candidate", "Plan", "Seat", "Sharer", "blended"]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gateway.domain.catalog import Price
 from gateway.domain.errors import NoEndpointAvailable, Throttled
 from gateway.routing.fleet import Fleet
+from gateway.routing.wishes import NO_WISHES
 from tests.routing.scene import Scene, endpoint, model_of
 
 TWO = model_of([endpoint("a", 1.0), endpoint("b", 1.1)])
@@ -124,6 +125,41 @@ def test_ups_05_with_all_of_them_sick_traffic_still_spreads_and_comes_back() -> 
             good[first] += 1
         scene.now_s += 0.05
     assert min(good.values()) >= 0.8 * sum(good.values()) / 4
+
+
+def test_an_ejected_endpoint_comes_back_however_little_is_called() -> None:
+    scene = Scene(TWO)
+    for _ in range(5):
+        scene.fail("a")
+    assert scene.rank() == ["b"]
+    came_back = False
+    for _ in range(20):  # one call in two minutes: nothing is ever known of speeds
+        scene.now_s += 120
+        first = scene.rank()[0]
+        came_back = came_back or first == "a"
+        scene.call(first)
+    assert came_back
+    assert scene.live("a").breaker.admits(scene.now_s)
+
+
+def test_an_ejected_endpoint_comes_back_also_where_all_callers_sort() -> None:
+    scene = Scene(TWO)
+
+    def cheapest_first() -> list[str]:
+        resolved = [scene.router.resolve("acme/large:floor")]
+        order = scene.router.rank_as_wished(resolved, NO_WISHES, now_s=scene.now_s, rng=scene.random.random)
+        return [pick.endpoint.tag for pick in order]
+
+    assert cheapest_first() == ["a", "b"]
+    for _ in range(5):
+        scene.fail("a")
+    assert cheapest_first() == ["b"]
+    scene.now_s += 6
+    assert cheapest_first() == ["a", "b"]
+    probe = scene.live("a").begin(scene.now_s, stream=True)
+    assert cheapest_first() == ["b"]  # one at a time
+    scene.live("a").first_content(probe, scene.now_s + 0.2)
+    assert cheapest_first() == ["a", "b"]
 
 
 def test_ups_06_one_that_fails_at_once_gets_no_more_than_a_twentieth_after_twenty_requests() -> None:
