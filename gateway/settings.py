@@ -87,18 +87,17 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Routing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    price_weight: Weight = 2.0  # share ~ price ** -2, as the contract says
+    price_weight: Weight = 2.0
     latency_weight: Weight = 1.0
     throughput_weight: Weight = 0.5
     exploration_share: Annotated[float, Meta(ge=0, le=0.5)] = 0.05
-    window_s: Seconds = 300.0
     outage_s: Seconds = 30.0
     ramp_s: SecondsOrOff = 10.0
     breaker_failures: Some = 5
     breaker_error_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
     breaker_attempts_min: Some = 20
     breaker_open_s: Seconds = 5.0
-    breaker_open_s_max: Seconds = 60.0
+    breaker_open_s_max: Seconds = 30.0
     attempts_max: Annotated[int, Meta(ge=1, le=100)] = 6
     retry_budget_share: Share = 0.2
     retry_budget_per_s: Annotated[float, Meta(ge=0, le=10**6)] = 10.0

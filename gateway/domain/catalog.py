@@ -123,6 +123,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     hugging_face_id: str | None = None
     knowledge_cutoff: str | None = None  # YYYY-MM-DD
     moderated: bool = False
+    distillable: bool = False  # its author permits training on its answers
     reasoning: Reasoning | None = None
 
 

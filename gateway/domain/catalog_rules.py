@@ -117,6 +117,7 @@ class ModelTable(msgspec.Struct, frozen=True, kw_only=True):
     hugging_face_id: str | None = None
     knowledge_cutoff: Day | datetime.date | None = None
     moderated: bool = False
+    distillable: bool = False
     reasoning: Reasoning | None = None
 
 

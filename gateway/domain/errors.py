@@ -83,7 +83,23 @@ class NotFound(CallerFault):
 
 
 class NoEndpointMatches(NotFound):
+    """A filter left no endpoint. `availability` says which, in the contract's words for machines."""
+
     code = "no_endpoint_matches"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        retry_after_s: float | None = None,
+        metadata: dict[str, Any] | None = None,
+        availability: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, metadata=metadata)
+        self.availability = availability
+
+    def body(self) -> dict[str, Any]:
+        return super().body() | ({"availability": self.availability} if self.availability else {})
 
 
 class MethodNotAllowed(CallerFault):

@@ -1,0 +1,83 @@
+"""Retries cannot multiply load (UPS-04), yet a lone call finds its fallback; a first token has its time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.routing.budget import RetryBudget, backoff_s, first_token_limit_s
+from gateway.routing.figures import Percentiles
+
+
+def budgets(edges: int, share: float = 0.2, per_s: float = 10.0) -> list[RetryBudget]:
+    return [RetryBudget(share=share, per_s=per_s, edges=edges, attempts_max=6, now_s=0.0) for _ in range(edges)]
+
+
+@pytest.mark.parametrize("edges", [1, 4, 16])
+def test_ups_04_all_attempts_stay_within_a_fifth_and_ten_a_second_over_all_edges(edges: int) -> None:
+    fleet, granted = budgets(edges), 0
+    for request in range(2000):  # 100 a second for 20 s, each wanting five retries
+        budget = fleet[request % edges]
+        budget.request()
+        granted += sum(budget.take(request / 100) for _ in range(5))
+    assert granted <= 0.2 * 2000 + 10 * 20 + edges * 5  # the last term: every edge keeps a lone call's fallbacks ready
+    assert granted >= 0.95 * 0.2 * 2000
+
+
+def test_a_lone_call_gets_every_fallback_it_may_have() -> None:
+    for budget in budgets(8):
+        for second in range(1, 100, 20):
+            budget.request()
+            assert all(budget.take(float(second)) for _ in range(5))
+
+
+def test_idle_time_is_not_saved_up() -> None:
+    (budget,) = budgets(1)
+    granted = 0
+    while budget.take(100_000.0):
+        granted += 1
+    assert granted <= 10
+
+
+def test_a_budget_of_nothing_grants_nothing() -> None:
+    budget = RetryBudget(share=0.0, per_s=0.0, edges=1, attempts_max=6, now_s=0.0)
+    budget.request()
+    assert not budget.take(50.0)
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
+def test_backoff_is_full_jitter_and_bounded(retry: int, chance: float) -> None:
+    assert 0 <= backoff_s(retry, lambda: chance) <= 1.0
+
+
+def test_backoff_doubles_on_average() -> None:
+    rng = random.Random(1)
+    means = [sum(backoff_s(retry, rng.random) for _ in range(2000)) / 2000 for retry in range(3)]
+    assert means[1] == pytest.approx(2 * means[0], rel=0.1)
+    assert means[2] == pytest.approx(2 * means[1], rel=0.1)
+
+
+P99_OF_FIVE = Percentiles(0.5, 1.0, 2.0, 5.0)
+QUICK = Percentiles(0.1, 0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("percentiles", "mean_tokens", "prompt_tokens", "reasoning", "limit_s"),
+    [
+        (None, 0.0, 100, False, 15.0),  # cold
+        (P99_OF_FIVE, 100.0, 100, False, 10.0),
+        (P99_OF_FIVE, 100.0, 10, False, 10.0),  # a short prompt gets no less
+        (P99_OF_FIVE, 100.0, 1000, False, 100.0),  # a long one in proportion
+        (P99_OF_FIVE, 0.0, 1000, False, 10.0),  # sizes never told
+        (QUICK, 100.0, 100, False, 3.0),  # never under 3 s
+        (QUICK, 100.0, 100, True, 120.0),  # reasoning is never cut under two minutes
+        (None, 0.0, 100, True, 120.0),
+    ],
+)
+def test_the_first_token_limit_follows_the_endpoints_own_p99(
+    percentiles: Percentiles | None, mean_tokens: float, prompt_tokens: int, reasoning: bool, limit_s: float
+) -> None:
+    assert first_token_limit_s(percentiles, mean_tokens, prompt_tokens=prompt_tokens, reasoning=reasoning) == limit_s
