@@ -18,7 +18,7 @@ from gateway.domain.keys import KeyRecord
 from gateway.domain.resources import LimitReset
 
 RefusalReason = Literal["corrupt", "unreadable", "unknown_account", "out_of_range", "conflict", "invalid"]
-TransactionKind = Literal["topup", "grant", "usage", "refund", "adjustment"]
+TransactionKind = Literal["topup", "grant", "usage", "refund", "adjustment", "expiry"]
 
 OWN_BOOKS = "gateway:"  # prefix of the gateway's own books; account ids begin with "user_"
 FUNDING_BOOK = OWN_BOOKS + "funding"  # where operators' top-ups come from
@@ -105,7 +105,7 @@ class JournalSlice(msgspec.Struct, frozen=True):
     incarnation: str  # of the edge that wrote it
     start: int
     end: int
-    generations: Sequence[Generation] = ()
+    records: Sequence[bytes] = ()  # each a Generation as MessagePack
     corrupt: Sequence[bytes] = ()  # whole damaged records
 
 

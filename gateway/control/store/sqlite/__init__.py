@@ -32,7 +32,7 @@ from gateway.control.store import (
 from gateway.control.store.lock import StoreLock
 from gateway.control.store.migrations import migrate, read_migrations
 from gateway.control.store.sqlite import accounts, generations, ledger
-from gateway.control.store.sqlite.database import connect, listed, translated
+from gateway.control.store.sqlite.database import Connection, connect, listed, translated
 from gateway.control.store.sqlite.leases import SqliteLeaseBook
 from gateway.domain.errors import BadRequest, StoreUnavailable
 from gateway.domain.generation import Generation
@@ -40,13 +40,14 @@ from gateway.domain.keys import KeyRecord
 from gateway.domain.money import AMOUNT_NANOS_MAX
 
 WAL_BYTES_KEPT = 4 * 1024 * 1024  # the log is cut back to this after a checkpoint; readers may have let it grow
+CACHE_KIB = 32 * 1024  # of the writer: what a batch touches stays in memory, however many accounts it is about
 LOCK_RETRY_S = 0.05
 
 
 class SqliteStore:
     """`Store` on one SQLite file. Made by `open`, ended by `close`."""
 
-    def __init__(self, lock: StoreLock, writer: aiosqlite.Connection, reader: aiosqlite.Connection, path: Path) -> None:
+    def __init__(self, lock: StoreLock, writer: Connection, reader: aiosqlite.Connection, path: Path) -> None:
         self._lock = lock
         self._writer = writer
         self._reader = reader
@@ -73,6 +74,7 @@ class SqliteStore:
                 await writer.execute("PRAGMA synchronous = FULL")
                 await writer.execute("PRAGMA foreign_keys = ON")
                 await writer.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
+                await writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
                 await migrate(writer, read_migrations())
                 reader = await connect(path)
                 opened.push_async_callback(reader.close)
@@ -177,8 +179,10 @@ class SqliteStore:
         return {row[0]: row[1] for row in await self._read("SELECT file, committed_bytes FROM journal_offsets", ())}
 
     async def apply_journal(self, slices: Sequence[JournalSlice]) -> Applied:
-        async with self._transaction() as db:
-            return await generations.apply(db, slices)
+        async with self._writing:
+            self._require_open()
+            with translated():
+                return await self._writer.run(generations.apply, slices)
 
     async def forget_journals(self, files: Iterable[str]) -> None:
         async with self._transaction() as db:
