@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,11 +19,13 @@ from typing import Any, Self
 import aiosqlite
 
 from gateway.control.store import (
-    FUNDING_BOOK,
     REVENUE_BOOK,
     Account,
     Applied,
+    CreditChange,
+    CreditChanged,
     Credits,
+    Expired,
     JournalSlice,
     Key,
     KeyUsage,
@@ -31,7 +35,7 @@ from gateway.control.store import (
 )
 from gateway.control.store.lock import StoreLock
 from gateway.control.store.migrations import migrate, read_migrations
-from gateway.control.store.sqlite import accounts, generations, ledger
+from gateway.control.store.sqlite import accounts, credits, generations, ledger
 from gateway.control.store.sqlite.database import Connection, connect, listed, translated
 from gateway.control.store.sqlite.leases import SqliteLeaseBook
 from gateway.domain.errors import BadRequest, StoreUnavailable
@@ -95,15 +99,20 @@ class SqliteStore:
 
     # Accounts and keys.
 
-    async def create_account(self, account: Account, keys: Sequence[Key], *, topup_nanos: int) -> None:
-        if not 0 <= topup_nanos <= AMOUNT_NANOS_MAX:
+    async def create_account(self, account: Account, keys: Sequence[Key], *, topup_nanos: int, grant_nanos: int = 0) -> None:
+        if not 0 <= topup_nanos <= AMOUNT_NANOS_MAX or not 0 <= grant_nanos <= AMOUNT_NANOS_MAX:
             raise BadRequest("the amount is negative or out of range")
+        first = [
+            CreditChange(account_id=account.id, kind="grant", nanos=grant_nanos, reference=f"signup:{account.id}", note="allowance"),
+            CreditChange(account_id=account.id, kind="topup", nanos=topup_nanos, reference=f"first:{account.id}", note="first credit"),
+        ]
         async with self._transaction() as db:
             await accounts.insert_account(db, account)
             for key in keys:
                 await accounts.insert_key(db, key)
-            if topup_nanos:
-                await ledger.post(db, "topup", [(account.id, topup_nanos), (FUNDING_BOOK, -topup_nanos)], note="first credit")
+            for change in first:
+                if change.nanos:
+                    await credits.change(db, change, _now_ms())
 
     async def create_key(self, key: Key) -> None:
         if key.limit_nanos is not None and not 0 <= key.limit_nanos <= AMOUNT_NANOS_MAX:
@@ -131,13 +140,24 @@ class SqliteStore:
 
     # Credit and the ledger.
 
-    async def add_credits(self, account_id: str, nanos: int, *, note: str) -> int:
-        if not 0 < nanos <= AMOUNT_NANOS_MAX:
-            raise BadRequest("the amount is not positive or out of range")
+    async def change_credit(self, change: CreditChange) -> CreditChanged:
+        credits.require_sound(change)
         async with self._transaction() as db:
-            await accounts.require_account(db, account_id)
-            balances = await ledger.post(db, "topup", [(account_id, nanos), (FUNDING_BOOK, -nanos)], note=note)
-        return balances[account_id]
+            return await credits.change(db, change, _now_ms())
+
+    async def add_credits(self, account_id: str, nanos: int, *, note: str, fee_nanos: int = 0) -> int:
+        reference = f"operator:{secrets.token_hex(12)}"
+        change = CreditChange(account_id=account_id, kind="topup", nanos=nanos, fee_nanos=fee_nanos, reference=reference, note=note)
+        return (await self.change_credit(change)).balance_nanos
+
+    async def expire_credits(self, *, before_ms: int, now_ms: int) -> list[Expired]:
+        expired = []
+        with self._reading() as db:
+            candidates = await credits.expirable(db, before_ms)
+        for account_id in candidates:  # a transaction each: nobody who charges or asks for a lease waits for all of them
+            async with self._transaction() as db:
+                expired.append(await credits.expire(db, account_id, before_ms=before_ms, now_ms=now_ms))
+        return [each for each in expired if each is not None]
 
     async def balance(self, account_id: str) -> int:
         rows = await self._read("SELECT nanos FROM balances WHERE book = ?", (account_id,))
@@ -241,3 +261,7 @@ async def _acquire(lock: StoreLock, wait_s: float) -> None:
             if loop.time() >= deadline_s:
                 raise
         await asyncio.sleep(LOCK_RETRY_S)  # the kernel tells nobody that a file lock became free
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

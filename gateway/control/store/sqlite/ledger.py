@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Sequence
 
 import aiosqlite
@@ -22,21 +20,22 @@ ROWS_PER_ENTRY = 1 << ENTRY_BITS
 PURCHASES = frozenset({"topup", "refund"})
 
 
-async def post(db: aiosqlite.Connection, kind: TransactionKind, lines: Sequence[tuple[str, int]], *, note: str) -> dict[str, int]:
+async def post(
+    db: aiosqlite.Connection, kind: TransactionKind, lines: Sequence[tuple[str, int]], *, reference: str, note: str, now_ms: int
+) -> dict[str, int]:
     """Append one transaction of (book, nanos) lines and carry the balances; the new balances by book.
 
     Raises BadRequest when a balance would leave its range.
     """
     assert sum(nanos for _, nanos in lines) == 0, "entries must sum to zero"
     assert kind != "usage", "usage is posted from the journal alone"
-    reference = f"operator:{secrets.token_hex(12)}"
-    cursor = await db.execute(_INSERT_TRANSACTION, (kind, reference, note, int(time.time() * 1000)))
+    cursor = await db.execute(_INSERT_TRANSACTION, (kind, reference, note, now_ms))
     transaction = cursor.lastrowid
     await cursor.close()
     balances: dict[str, int] = {}
     for book, nanos in lines:
         own = book.startswith(OWN_BOOKS)
-        row = await row_of(db, "SELECT nanos FROM balances WHERE book = ?", (book,))
+        row = await row_of(db, BALANCE, (book,))
         balances[book] = (row[0] if row else 0) + nanos
         if abs(balances[book]) > (OWN_BOOK_NANOS_MAX if own else AMOUNT_NANOS_MAX):
             raise BadRequest("the balance would be out of range")
@@ -47,6 +46,7 @@ async def post(db: aiosqlite.Connection, kind: TransactionKind, lines: Sequence[
     return balances
 
 
+BALANCE = "SELECT nanos FROM balances WHERE book = ?"
 _INSERT_TRANSACTION = "INSERT INTO transactions (kind, reference, note, created_at_ms) VALUES (?, ?, ?, ?)"
 INSERT_ENTRY = "INSERT INTO entries (number, transaction_number, book, amount_nanos) VALUES (?, ?, ?, ?)"
 SET_BALANCE = "INSERT INTO balances (book, nanos) VALUES (?, ?) ON CONFLICT (book) DO UPDATE SET nanos = excluded.nanos"
