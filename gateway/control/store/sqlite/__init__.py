@@ -36,7 +36,7 @@ from gateway.control.store import (
 from gateway.control.store.lock import StoreLock
 from gateway.control.store.migrations import migrate, read_migrations
 from gateway.control.store.sqlite import accounts, credits, generations, ledger
-from gateway.control.store.sqlite.database import Connection, connect, listed, translated
+from gateway.control.store.sqlite.database import Connection, connect, cut_log, listed, translated
 from gateway.control.store.sqlite.leases import SqliteLeaseBook
 from gateway.domain.errors import BadRequest, StoreUnavailable
 from gateway.domain.generation import Generation
@@ -44,6 +44,7 @@ from gateway.domain.keys import KeyRecord
 from gateway.domain.money import AMOUNT_NANOS_MAX
 
 WAL_BYTES_KEPT = 4 * 1024 * 1024  # the log is cut back to this after a checkpoint; readers may have let it grow
+WAL_BYTES_MAX = 48 * 1024 * 1024  # with a log this long, held by somebody's long read, charges wait in the journal
 CACHE_KIB = 32 * 1024  # of the writer: what a batch touches stays in memory, however many accounts it is about
 LOCK_RETRY_S = 0.05
 
@@ -202,6 +203,8 @@ class SqliteStore:
         async with self._writing:
             self._require_open()
             with translated():
+                if self._wal_bytes() > WAL_BYTES_MAX and not await self._writer.run(cut_log):
+                    raise StoreUnavailable("a long read keeps the database's log from being cut; charges wait in the journal")
                 return await self._writer.run(generations.apply, slices)
 
     async def forget_journals(self, files: Iterable[str]) -> None:
@@ -217,6 +220,12 @@ class SqliteStore:
 
     async def lease_holders(self) -> set[str]:
         return {row[0] for row in await self._read("SELECT DISTINCT incarnation FROM leases", ())}
+
+    def _wal_bytes(self) -> int:
+        try:
+            return self._path.with_name(self._path.name + "-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def _require_open(self) -> None:
         if self._closed:

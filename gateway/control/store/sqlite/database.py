@@ -45,6 +45,15 @@ async def connect(path: Path) -> Connection:
     return db
 
 
+def cut_log(db: sqlite3.Connection) -> bool:
+    """Bring the whole log into the database and empty it, without waiting for readers; False: one of them needs it still."""
+    db.execute("PRAGMA busy_timeout = 0")
+    try:
+        return bool(db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+
+
 async def row_of(db: aiosqlite.Connection, sql: str, arguments: Sequence[Any]) -> sqlite3.Row | None:
     rows = list(await db.execute_fetchall(sql, arguments))
     return rows[0] if rows else None
