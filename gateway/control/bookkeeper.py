@@ -26,8 +26,10 @@ SHARE_BYTES_MIN = 64 * 1024  # of one file in a batch
 COUNT_BYTES = 8 * 1024 * 1024  # looked at per pass and file, to say how many records wait
 POLL_S = 1.0  # how often to look without having been told
 PACE_S = 0.1  # from one look at the files to the next
-BUSY_PACE_S = 0.25  # when the last look found many records: a look costs as much as 100 records do, so it had better find more
-BUSY_RECORDS = 200
+BUSY_PACE_S = (
+    0.25  # when the last look found many records: a look and its commit cost as much as 100 of them do, so it had better find more
+)
+BUSY_RECORDS = 20
 RETRY_S_MIN = 0.05
 RETRY_S_MAX = 0.5
 DRAIN_S = 5.0

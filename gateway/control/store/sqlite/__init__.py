@@ -79,6 +79,7 @@ class SqliteStore:
                 await writer.execute("PRAGMA synchronous = FULL")
                 await writer.execute("PRAGMA foreign_keys = ON")
                 await writer.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
+                await writer.execute("PRAGMA temp_store = MEMORY")
                 await writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
                 await migrate(writer, read_migrations())
                 reader = await connect(path)

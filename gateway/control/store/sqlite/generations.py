@@ -31,13 +31,21 @@ _decoder = msgspec.msgpack.Decoder(Generation)
 def apply(db: sqlite3.Connection, slices: Sequence[JournalSlice]) -> Applied:
     """Post all records and move the offsets in one transaction. For the connection's thread.
 
-    Most batches are new and whole, so that is tried first; then with a look at which generations exist; and when the batch
-    does not pass even so, record by record, those at fault set aside.
+    Most batches are new and whole, so that is tried first, and without a savepoint, which would copy each page that changes.
+    Then with a look at which generations exist; and when the batch does not pass even so, record by record, those at fault
+    set aside.
     """
+    try:
+        return _in_transaction(db, slices, lambda: _post(db, Batch(slices)))
+    except RECORD_FAULTS:
+        return _in_transaction(db, slices, lambda: _apply_carefully(db, slices))
+
+
+def _in_transaction(db: sqlite3.Connection, slices: Sequence[JournalSlice], work: Callable[[], Applied]) -> Applied:
     db.execute("BEGIN IMMEDIATE")
     try:
         _require_offsets(db, slices)
-        applied = _apply(db, slices)
+        applied = work()
         db.executemany(_SET_OFFSET, [(piece.file, piece.end) for piece in slices])
         db.execute("COMMIT")
     except BaseException:
@@ -61,13 +69,9 @@ ON CONFLICT (file) DO UPDATE SET committed_bytes = excluded.committed_bytes
 """
 
 
-def _apply(db: sqlite3.Connection, slices: Sequence[JournalSlice]) -> Applied:
-    applied = _attempt(db, lambda: _post(db, Batch(slices)))
-    if not isinstance(applied, Applied):
-        applied = _attempt(db, lambda: _post(db, Batch(slices, _known(db, slices))))
-    if not isinstance(applied, Applied):
-        applied = _apply_each(db, slices)
-    return applied
+def _apply_carefully(db: sqlite3.Connection, slices: Sequence[JournalSlice]) -> Applied:
+    applied = _attempt(db, lambda: _post(db, Batch(slices, _known(db, slices))))
+    return applied if isinstance(applied, Applied) else _apply_each(db, slices)
 
 
 def _attempt(db: sqlite3.Connection, work: Callable[[], Applied]) -> Applied | Exception:
