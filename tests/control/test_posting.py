@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 import zlib
@@ -120,6 +121,24 @@ async def test_led_05_a_generation_settled_again_charges_once_and_another_amount
     assert books.rows("SELECT reason, generation_id FROM refused_records") == [("conflict", first.id)]
     assert await books.store.generation(first.id) == first
     assert sum(settled for (settled,) in books.rows("SELECT settled_nanos FROM leases")) == 11
+
+
+async def test_a_cancelled_batch_is_whole_or_absent(books: Books) -> None:
+    posted = 0
+    for turns in range(20):  # cancelled at ever later steps
+        piece = JournalSlice(f"edge-0-{turns}.1", str(turns), 0, 100, [encoded() for _ in range(50)])
+        posting = asyncio.create_task(books.store.apply_journal([piece]))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        posting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await posting
+        whole = piece.file in await books.store.journal_offsets()
+        if not whole:  # not yet, or never: the store alone knows, and says so to whoever tries again
+            with contextlib.suppress(StoreUnavailable):
+                assert (await books.store.apply_journal([piece])).generations == 50
+        posted += 50
+    assert books.rows("SELECT COUNT(*), SUM(charged_nanos) FROM generations") == [(posted, 10 * posted)]
 
 
 async def test_a_bad_record_is_set_aside_and_keeps_nobody_back(books: Books) -> None:
