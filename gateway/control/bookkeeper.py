@@ -314,6 +314,7 @@ class Bookkeeper:
         gone: list[str] = []
         for incarnation, theirs in by_edge.items():
             if all(file.abandoned and self._is_read(file) for file in theirs):
+                await self._charge_running(theirs[-1])
                 await self._release(incarnation)
                 self._reaped.discard(incarnation)
                 gone += [file.name for file in theirs]
@@ -327,6 +328,16 @@ class Bookkeeper:
             assert self._offsets is not None
             await self._forget(self._offsets.keys() - {file.name for file in files})
             self._started = True
+
+    async def _charge_running(self, file: JournalFile) -> None:
+        """The streams that died with this file's writer, by its last marks; those it finished are posted already."""
+        marks = await asyncio.to_thread(self._journals.running, file)
+        if marks:
+            applied = await self._store.apply_running(file.incarnation, marks)
+            self.revenue_nanos += applied.charged_nanos
+            self._report(applied.refused)
+            self._log.warning("running_streams_charged", incarnation=file.incarnation, count=applied.generations)
+        await asyncio.to_thread(self._journals.forget_running, file)
 
     async def _release_fileless(self, with_files: Collection[str]) -> None:
         """Edges that died without a file; at our start also those whose end an earlier control did not see."""

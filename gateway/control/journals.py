@@ -118,6 +118,18 @@ class Journals:
             kept.flush()
             os.fsync(fd)
 
+    def running(self, file: JournalFile) -> list[bytes]:
+        """The marks that the writer of this file left of streams that died with it, as records. Raises OSError."""
+        try:
+            data = (self._folder / _running_beside(file.name)).read_bytes()
+        except FileNotFoundError:
+            return []
+        return split(data, len(data)).records
+
+    def forget_running(self, file: JournalFile) -> None:
+        """Raises OSError."""
+        (self._folder / _running_beside(file.name)).unlink(missing_ok=True)
+
     def remove(self, names: Iterable[str]) -> None:
         """Raises OSError."""
         for name in names:
@@ -143,6 +155,12 @@ class Journals:
         finally:
             os.close(fd)
         return True
+
+
+def _running_beside(name: str) -> str:
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    return records.running_name(int(match[1]), match[2])
 
 
 def split(data: bytes, records_max: int) -> Piece:

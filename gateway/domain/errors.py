@@ -274,6 +274,12 @@ class Draining(OurFault):
     code = "draining"
 
 
+class EdgeLost(OurFault):
+    """The process that served the exchange died. In the record only: nobody could be told."""
+
+    code = "edge_lost"
+
+
 class Bug(OurFault):
     """An assertion failed. The message stays generic; the log has the rest."""
 

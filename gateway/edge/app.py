@@ -16,6 +16,7 @@ from gateway.edge.parts import Parts
 from gateway.edge.providers import Providers
 from gateway.edge.report import ExchangeReport
 from gateway.edge.resolver import Resolver
+from gateway.edge.running import Running
 from gateway.edge.server import EdgeServer
 from gateway.edge.settlement import Settlement
 from gateway.edge.snapshots import Keys, Snapshots
@@ -75,6 +76,14 @@ class Edge:
             control=self._control,
             log=log,
         )
+        self._running = Running(
+            Path(settings.journal.dir),
+            slot=args.slot,
+            incarnation=args.incarnation,
+            settlement=self._settlement,
+            streams=self._server.exchanges,
+            log=log,
+        )
         self._pulse = Pulse(
             args.pulse_fd,
             interval_s=pulse_interval_s(settings.server.hang_s),
@@ -106,6 +115,7 @@ class Edge:
         self._settlement.settle()
         self._journal.retry()
         await self._journal.close()
+        self._running.close()
         await self._link.stop()
         self._pulse.stop()
 
@@ -185,6 +195,7 @@ class Edge:
         self._control.sweep()
         self._admission.sweep()
         self._journal.retry()
+        self._running.sweep()
         self._dropped.value = float(self._log.dropped)
         self._loop.call_later(SWEEP_S, self._sweep)
 

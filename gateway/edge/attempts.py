@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from multidict import CIMultiDictProxy
 
-from gateway.domain.errors import CallerFault, FirstByteTimeout, GatewayError, UpstreamGarbage
+from gateway.domain.errors import CallerFault, EdgeLost, FirstByteTimeout, GatewayError, UpstreamGarbage
 from gateway.domain.generation import AttemptRecord
 from gateway.edge.providers import Upstream
 from gateway.edge.snapshots import Choice
@@ -71,10 +71,13 @@ class Attempt:
         return AttemptRecord(
             endpoint_id=endpoint.id,
             provider=endpoint.provider,
-            outcome=self.outcome,
+            outcome=self.outcome or EdgeLost.code,  # of a stream that runs: what its mark says if nothing follows
             status=self.provider_status,
             latency_ms=int((self.first_content_at - self.started_at) * 1000) if self.first_content_at else None,
         )
+
+    def note(self) -> None:
+        """What the answer has said of itself so far, for the bill and the record."""
 
     def start(self, body: bytes) -> None:
         """Raises Overloaded when the provider has its fill of calls."""

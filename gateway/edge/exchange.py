@@ -80,6 +80,11 @@ class InferenceExchange:
     def __repr__(self) -> str:
         return f"<InferenceExchange {self.generation_id or self.head.path} attempts {len(self.attempts)}>"
 
+    @property
+    def is_streaming(self) -> bool:
+        """Whether the caller has content, and more is to come."""
+        return self.streaming and not self.finished and self.attempt is not None and self.attempt.committed
+
     # 1. The head is here: who is it?
 
     def on_body_awaited(self) -> None:

@@ -145,15 +145,14 @@ class StreamAttempt(Attempt):
             events = b"".join((*self._held, events))
             self._held.clear()
             self.first_content_at = self._exchange.parts.loop.time()
-        self._note()
+        self.note()
         call, self._call = self._call, None
         if call is not None:
             call.drain()
         self._end("ok")
         self._exchange.end_stream(events, splicer.final_event)
 
-    def _note(self) -> None:
-        """What the events said of themselves, for the bill and the record."""
+    def note(self) -> None:
         splicer = self._splicer
         self.usage = splicer.usage
         self.upstream_id = splicer.upstream_id or ""
@@ -161,7 +160,7 @@ class StreamAttempt(Attempt):
         self.finish_reason = normal_finish(splicer.finish_reason)
 
     def leave(self, error: GatewayError | None) -> None:
-        self._note()
+        self.note()
         super().leave(error)
 
     def _on_ok_end(self) -> None:
@@ -185,6 +184,6 @@ class StreamAttempt(Attempt):
             if isinstance(cause, UpstreamFault):
                 error.provider_status = cause.provider_status
         error.metadata = {"provider_name": self.upstream.provider.name, **error.metadata}
-        self._note()
+        self.note()
         self._end(error.code)
         self._exchange.break_stream(error)

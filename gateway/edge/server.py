@@ -9,7 +9,7 @@ import asyncio
 import resource
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from gateway.domain.errors import GatewayError, MethodNotAllowed, Overloaded
 from gateway.edge.caller import CallerConnection
@@ -90,6 +90,10 @@ class EdgeServer:
     @property
     def inflight(self) -> int:
         return sum(caller.exchange is not None for caller in self._callers)
+
+    def exchanges(self) -> Iterator[InferenceExchange]:
+        """Those for inference that are under way."""
+        return (caller.exchange for caller in self._callers if isinstance(caller.exchange, InferenceExchange))
 
     @property
     def listening(self) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.domain.errors import CallerGone, GatewayError, StreamBroken
+from gateway.domain.errors import CallerGone, EdgeLost, GatewayError, StreamBroken
 from gateway.domain.generation import Generation
 from gateway.domain.money import NANOS_PER_USD
 from gateway.domain.usage import Usage
@@ -30,6 +30,9 @@ from gateway.wire import usage as wire_usage
 if TYPE_CHECKING:
     from gateway.edge.attempts import Attempt
     from gateway.edge.exchange import InferenceExchange
+
+
+_EDGE_LOST = EdgeLost()
 
 
 class Bill(msgspec.Struct, frozen=True):
@@ -113,7 +116,14 @@ class Settlement:
         assert hold is not None
         exchange.bill = bill = self._bill(exchange, exchange.attempt, exchange.error)
         hold.settle(bill.nanos)
-        return records.encode(_record(exchange, hold, bill))
+        return records.encode(_record(exchange, hold, bill, exchange.error))
+
+    def mark(self, exchange: InferenceExchange) -> bytes:
+        """The record of a stream, if this edge died now: charged as if its caller had left."""
+        hold, attempt = exchange.hold, exchange.attempt
+        assert hold is not None and attempt is not None
+        attempt.note()
+        return records.encode(_record(exchange, hold, self._bill(exchange, attempt, _EDGE_LOST), _EDGE_LOST))
 
     def _let_go(self, ending: list[InferenceExchange]) -> None:
         now, clock = self._loop.time(), time.perf_counter()
@@ -130,7 +140,7 @@ class Settlement:
             return Bill(None)
         usage = self._usage(exchange, attempt, was_cut=error is not None)
         full = cost(attempt.endpoint.price, usage, exchange.created_s)
-        if error is not None and not isinstance(error, CallerGone):
+        if error is not None and not isinstance(error, CallerGone | EdgeLost):
             free = not (self._charge_broken_streams and isinstance(error, StreamBroken))
         else:
             # Zero-completion insurance: nothing made and no word of an end, or an end that was an error.
@@ -158,8 +168,8 @@ class Settlement:
         return told
 
 
-def _record(exchange: InferenceExchange, hold: Hold, bill: Bill) -> Generation:
-    attempt, error = exchange.attempt, exchange.error
+def _record(exchange: InferenceExchange, hold: Hold, bill: Bill, error: GatewayError | None) -> Generation:
+    attempt = exchange.attempt
     key, envelope, presented = exchange.key, exchange.envelope, exchange.head.presented
     assert key is not None and envelope is not None and presented is not None
     record = Generation(

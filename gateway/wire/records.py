@@ -29,6 +29,11 @@ class Batch(msgspec.Struct):
     unreadable: bool = False  # no record boundary can be found from `consumed` on
 
 
+def running_name(slot: int, incarnation: str) -> str:
+    """The file beside an edge's journal with the marks of its running streams: records as in the journal."""
+    return f"running-{slot}-{incarnation}"
+
+
 def encode(generation: Generation) -> bytes:
     payload = _encoder.encode(generation)
     assert len(payload) <= RECORD_BYTES_MAX

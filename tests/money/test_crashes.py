@@ -58,6 +58,34 @@ async def test_led_06_a_killed_edge_charges_what_it_finished_once_and_leaves_the
         assert (await shop.verify())["ok"]
 
 
+async def test_led_06_streams_that_die_with_their_edge_are_charged_by_their_last_second(tmp_path: Path) -> None:
+    """One token each 50 ms: what was made up to a second or so before the kill is charged, never more than was made."""
+    async with opened(tmp_path) as shop:
+        account = await shop.new_account("ivy@example.com", "1.00")
+        assert (await shop.ask(account=account)).status == 200  # whole, so that it is not among those that die
+        await shop.until_used(whole := priced(PLAIN, {"prompt": 2, "completion": 16}), account)
+        edge = shop.edge.pid
+        running = [shop.asking("acme/plain", account, stream=True, **sim(tokens=5000, tokens_per_s=20)) for _ in range(5)]
+        callers = [await each.__aenter__() for each in running]
+        began = time.monotonic()
+        read = [asyncio.create_task(caller.reader.read()) for caller in callers]
+        await asyncio.sleep(3.5)  # the streams' own time
+        os.kill(edge, signal.SIGKILL)
+        lived_s = time.monotonic() - began
+        received = [(await each).count(b'"content":" ') for each in read]
+        for each in running:
+            await each.__aexit__(None, None, None)
+        await eventually(lambda: sum(found.error == "edge_lost" for found in stored(shop.gateway).values()) == 5, BACK_S)
+        lost = [found for found in stored(shop.gateway).values() if found.error == "edge_lost"]
+        for found in lost:
+            assert found.usage is not None and found.usage.estimated and found.streamed
+            assert found.charged_nanos == priced(PLAIN, {"prompt": found.usage.prompt_tokens, "completion": found.usage.completion_tokens})
+            assert 20 * (lived_s - 2.5) <= found.usage.completion_tokens <= max(received)
+        assert await shop.used(account) == whole + sum(found.charged_nanos for found in lost)
+        assert (await shop.verify())["ok"]
+        assert not list((shop.gateway.folder / "journal").glob("running-*"))  # nothing of them is left to be charged again
+
+
 @pytest.mark.parametrize("fsync", ["always", "never"])
 async def test_every_way_to_sync_charges_alike(tmp_path: Path, fsync: str) -> None:
     async with opened(tmp_path, settings={"journal": {"fsync": fsync}}) as shop:

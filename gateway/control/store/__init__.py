@@ -259,6 +259,9 @@ class Store(Protocol):
         slice does not begin where its file was left: read the offsets again.
         """
 
+    async def apply_running(self, incarnation: str, records: Sequence[bytes]) -> Applied:
+        """Post what the streams of a dead edge had cost; generations that exist are passed over. Raises StoreUnavailable."""
+
     async def forget_journals(self, files: Iterable[str]) -> None:
         """Drop the offsets of files that are no more."""
 

@@ -208,6 +208,12 @@ class SqliteStore:
                     raise StoreUnavailable("a long read keeps the database's log from being cut; charges wait in the journal")
                 return await self._writer.run(generations.apply, slices)
 
+    async def apply_running(self, incarnation: str, records: Sequence[bytes]) -> Applied:
+        async with self._writing:
+            self._require_open()
+            with translated():
+                return await self._writer.run(generations.apply_running, JournalSlice("", incarnation, 0, 0, records))
+
     async def forget_journals(self, files: Iterable[str]) -> None:
         async with self._transaction() as db:
             await db.execute("DELETE FROM journal_offsets WHERE file IN (SELECT value FROM json_each(?))", (listed(files),))

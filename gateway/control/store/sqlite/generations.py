@@ -41,6 +41,17 @@ def apply(db: sqlite3.Connection, slices: Sequence[JournalSlice]) -> Applied:
         return _in_transaction(db, slices, lambda: _apply_carefully(db, slices))
 
 
+def apply_running(db: sqlite3.Connection, piece: JournalSlice) -> Applied:
+    """Post the marks of streams that nobody finished: of a generation that exists the mark is of no interest any more."""
+
+    def post() -> Applied:
+        known = _known(db, (piece,))
+        left = [record for record in piece.records if not set(ids_of((msgspec.structs.replace(piece, records=(record,)),))) & known.keys()]
+        return _apply_carefully(db, (msgspec.structs.replace(piece, records=left),))
+
+    return _in_transaction(db, (), post)
+
+
 def _in_transaction(db: sqlite3.Connection, slices: Sequence[JournalSlice], work: Callable[[], Applied]) -> Applied:
     db.execute("BEGIN IMMEDIATE")
     try:
