@@ -34,6 +34,7 @@ from gateway.control.store.migrations import migrate, read_migrations
 from gateway.control.store.sqlite import accounts, generations, ledger
 from gateway.control.store.sqlite.database import connect, listed, translated
 from gateway.control.store.sqlite.leases import SqliteLeaseBook
+from gateway.control.store.sqlite.management import SqliteManagement
 from gateway.domain.errors import BadRequest, StoreUnavailable
 from gateway.domain.generation import Generation
 from gateway.domain.keys import KeyRecord
@@ -43,7 +44,7 @@ WAL_BYTES_KEPT = 4 * 1024 * 1024  # the log is cut back to this after a checkpoi
 LOCK_RETRY_S = 0.05
 
 
-class SqliteStore:
+class SqliteStore(SqliteManagement):
     """`Store` on one SQLite file. Made by `open`, ended by `close`."""
 
     def __init__(self, lock: StoreLock, writer: aiosqlite.Connection, reader: aiosqlite.Connection, path: Path) -> None:
