@@ -39,6 +39,7 @@ _IDEMPOTENCY_KEY = re.compile("[!-~]{1,255}")
 class KeysQuery(msgspec.Struct, frozen=True):
     offset: Annotated[int, Meta(ge=0, le=10**9)] = 0
     include_disabled: Literal["true", "false"] = "false"
+    include_expired: Literal["true", "false"] = "false"
     workspace_id: str | UnsetType = UNSET
 
 
@@ -58,6 +59,7 @@ class KeyPatchBody(msgspec.Struct, frozen=True, kw_only=True):
     limit: Usd | UnsetType | None = UNSET
     limit_reset: LimitReset | UnsetType | None = UNSET
     include_byok_in_limit: bool | UnsetType = UNSET
+    workspace_id: str | UnsetType = UNSET
 
 
 class KeyListAnswer(msgspec.Struct, frozen=True):
@@ -129,7 +131,12 @@ class KeysApi:
         if query.workspace_id is not UNSET:
             require_own_workspace(query.workspace_id, account_id)
         keys = await self._store.page_of_keys(
-            account_id, management=self._management, include_disabled=query.include_disabled == "true", offset=query.offset, limit=PAGE
+            account_id,
+            management=self._management,
+            include_disabled=query.include_disabled == "true",
+            expired_by_s=-1 if query.include_expired == "true" else int(self._now()),
+            offset=query.offset,
+            limit=PAGE,
         )
         return answer(KeyListAnswer(await self._rows(keys)))
 
@@ -150,6 +157,10 @@ class KeysApi:
     async def update_key(self, call: Call[Nothing, KeyPatchBody]) -> web.Response:
         before = await self._owned(call)
         patch = call.body
+        if patch == KeyPatchBody():
+            raise BadRequest("No update fields provided")
+        if patch.workspace_id is not UNSET:
+            require_own_workspace(patch.workspace_id, before.account_id)
         name = printable_text("name", patch.name, 1, NAME_MAX) if patch.name is not UNSET else UNSET
         limit_nanos: int | UnsetType | None = UNSET
         if patch.limit is not UNSET:

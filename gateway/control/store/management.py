@@ -84,8 +84,10 @@ class DailyUsage(msgspec.Struct, frozen=True):
 class ManagementStore(Protocol):
     """The part of a store's contract that the management API stands on. All methods raise StoreUnavailable."""
 
-    async def page_of_keys(self, account_id: str, *, management: bool, include_disabled: bool, offset: int, limit: int) -> list[Key]:
-        """Keys of one class, newest first."""
+    async def page_of_keys(
+        self, account_id: str, *, management: bool, include_disabled: bool, expired_by_s: int, offset: int, limit: int
+    ) -> list[Key]:
+        """Keys of one class, newest first, without those that expired by `expired_by_s` (unix seconds; -1: with them)."""
 
     async def usage_of_keys(self, digests: Sequence[str], now_s: float) -> dict[str, tuple[KeyUsage, str | None]]:
         """What each spent, and the last UTC day on which it was used; None: never."""

@@ -106,6 +106,7 @@ async def test_a_foreign_workspace_is_like_an_absent_one(premises: Premises) -> 
     for workspace in (workspace_of("user_eve"), "7d0f4a8e-9a55-4a63-8a37-0b8d8b8c1c11", "x"):
         await create(premises, 404, workspace_id=workspace)
         await premises.ask("GET", f"{KEYS}?workspace_id={workspace}", premises.ada_management, 404)
+        await premises.ask("PATCH", f"{KEYS}/{digest(premises.ada)}", premises.ada_management, 404, json={"workspace_id": workspace})
     assert len((await premises.ask("GET", f"{KEYS}?workspace_id={WORKSPACE}", premises.ada_management))["data"]) == 1
 
 
@@ -120,8 +121,10 @@ async def test_AUT_05_what_is_not_a_callers_to_set_is_never_set(premises: Premis
     assert key is not None and (key.account_id, key.management, key.limit_nanos, key.expires_at_s) == ("user_ada", False, None, None)
     assert made["key"] != "sk-or-v1-mine" and key.label == label(made["key"])
     before = await premises.store.find_key(digest(premises.ada))
-    patch = {name: value for name, value in foreign.items() if name != "key"} | {"expires_at": "2030-01-01T00:00:00Z"}
-    await premises.ask("PATCH", f"{KEYS}/{digest(premises.ada)}", premises.ada_management, json=patch)
+    patch = foreign | {"expires_at": "2030-01-01T00:00:00Z"}
+    refused = await premises.ask("PATCH", f"{KEYS}/{digest(premises.ada)}", premises.ada_management, 400, json=patch)
+    assert refused["error"]["message"] == "No update fields provided"
+    await premises.ask("PATCH", f"{KEYS}/{digest(premises.ada)}", premises.ada_management, json={"disabled": False, **patch})
     after = await premises.store.find_key(digest(premises.ada))
     assert before is not None and after is not None and after.updated_at_ms == int(NOW.timestamp() * 1000)
     assert (before.digest, before.account_id, before.expires_at_s) == (after.digest, after.account_id, after.expires_at_s)
@@ -142,6 +145,13 @@ async def test_lists_are_newest_first_100_a_page_and_leave_out_disabled_and_mana
     for query in ("offset=-1", "offset=x", "include_disabled=yes", "offset=1.5"):
         message = (await premises.ask("GET", f"{KEYS}?{query}", premises.ada_management, 400))["error"]["message"]
         assert message.startswith(query.partition("=")[0] + ": ")
+
+
+async def test_expired_keys_are_listed_when_asked_for(premises: Premises) -> None:
+    await premises.store.create_key(premises.stored("old", "user_ada", "old", expires_at_s=int(NOW.timestamp())))
+    await premises.store.create_key(premises.stored("new", "user_ada", "new", expires_at_s=int(NOW.timestamp()) + 1))
+    for query, names in (("", {"inference", "new"}), ("?include_expired=true", {"inference", "new", "old"})):
+        assert {row["name"] for row in (await premises.ask("GET", KEYS + query, premises.ada_management))["data"]} == names
 
 
 async def test_usage_is_per_key_and_window_and_equals_what_the_key_says_itself(premises: Premises) -> None:
@@ -167,7 +177,7 @@ async def test_a_change_reaches_the_store_the_answer_and_the_edges(premises: Pre
     assert (body["data"]["name"], body["data"]["limit"], body["data"]["updated_at"]) == ("new", 3.0, "2026-11-25T12:00:00.000Z")
     # Edges may hold some of the limit under its old window's name and under the new one.
     assert premises.limits_changed == [f"key:{digest(premises.ada)}:2026-11-25", f"key:{digest(premises.ada)}:"]
-    kept = (await premises.ask("PATCH", path, premises.ada_management, json={}))["data"]
+    kept = (await premises.ask("PATCH", path, premises.ada_management, json={"workspace_id": WORKSPACE}))["data"]
     assert (kept["name"], kept["limit"], kept["limit_reset"]) == ("new", 3.0, "daily")
     freed = (await premises.ask("PATCH", path, premises.ada_management, json={"limit": None, "limit_reset": None}))["data"]
     assert (freed["limit"], freed["limit_remaining"], freed["limit_reset"]) == (None, None, None)

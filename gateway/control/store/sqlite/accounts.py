@@ -21,7 +21,7 @@ KEYS = f"SELECT {_KEY_COLUMNS} FROM keys WHERE digest IN (SELECT value FROM json
 KEYS_OF_ACCOUNT = f"SELECT {_KEY_COLUMNS} FROM keys WHERE account_id = ? ORDER BY created_at_ms DESC, digest LIMIT ? OFFSET ?"  # noqa: S608
 ACCOUNT_BY_EMAIL = "SELECT id, email, created_at_ms, password_hash FROM accounts WHERE email = ?"
 KEY_PAGE = f"""
-SELECT {_KEY_COLUMNS} FROM keys WHERE account_id = ? AND management = ? AND disabled <= ?
+SELECT {_KEY_COLUMNS} FROM keys WHERE account_id = ? AND management = ? AND disabled <= ? AND COALESCE(expires_at_s > ?, 1)
 ORDER BY created_at_ms DESC, digest LIMIT ? OFFSET ?
 """  # noqa: S608
 _INSERT_KEY = f"INSERT INTO keys ({_KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608

@@ -36,9 +36,12 @@ class SqliteManagement:
 
     # Keys.
 
-    async def page_of_keys(self, account_id: str, *, management: bool, include_disabled: bool, offset: int, limit: int) -> list[Key]:
+    async def page_of_keys(
+        self, account_id: str, *, management: bool, include_disabled: bool, expired_by_s: int, offset: int, limit: int
+    ) -> list[Key]:
         return [
-            accounts.key_of(row) for row in await self._read(accounts.KEY_PAGE, (account_id, management, include_disabled, limit, offset))
+            accounts.key_of(row)
+            for row in await self._read(accounts.KEY_PAGE, (account_id, management, include_disabled, expired_by_s, limit, offset))
         ]
 
     async def usage_of_keys(self, digests: Sequence[str], now_s: float) -> dict[str, tuple[KeyUsage, str | None]]:
