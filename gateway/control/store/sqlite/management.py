@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -19,6 +20,7 @@ from gateway.domain.generation import Generation
 from gateway.domain.money import AMOUNT_NANOS_MAX
 from gateway.domain.resources import window_start
 
+DAYS_AT_ONCE = 10  # other readers get in between
 CREATION_S = 86_400  # how long a creation may be repeated
 _wish_decoder = msgspec.msgpack.Decoder(KeyWish)
 _generation_decoder = msgspec.msgpack.Decoder(Generation)
@@ -46,7 +48,7 @@ class SqliteManagement:
 
     async def usage_of_keys(self, digests: Sequence[str], now_s: float) -> dict[str, tuple[KeyUsage, str | None]]:
         daily, weekly, monthly = (window_start(reset, now_s) for reset in ("daily", "weekly", "monthly"))
-        rows = await self._read(_USAGE_OF_KEYS, (daily, weekly, monthly, min(weekly, monthly), listed(digests)))
+        rows = await self._read(_USAGE_OF_KEYS, (daily, weekly, monthly, listed(digests)))
         return {
             row[0]: (KeyUsage(total_nanos=row[1], daily_nanos=row[2], weekly_nanos=row[3], monthly_nanos=row[4]), row[5]) for row in rows
         }
@@ -131,11 +133,16 @@ class SqliteManagement:
     # What days came to.
 
     async def daily_usage(self, account_id: str, first_day: str, last_day: str, key_digests: Iterable[str] | None) -> list[DailyUsage]:
-        if key_digests is None:
-            rows = await self._read(_DAILY, (account_id, first_day, last_day))
-        else:
-            rows = await self._read(_DAILY_OF_KEYS, (account_id, first_day, last_day, listed(key_digests)))
-        return [DailyUsage(*row) for row in rows]
+        first, last = datetime.date.fromisoformat(first_day), datetime.date.fromisoformat(last_day)
+        days = [(last - datetime.timedelta(days=back)).isoformat() for back in range((last - first).days + 1)]
+        keys = () if key_digests is None else (listed(key_digests),)
+        found: list[DailyUsage] = []
+        for start in range(0, len(days), DAYS_AT_ONCE):
+            some = days[start : start + DAYS_AT_ONCE]
+            sql = (_DAILY if key_digests is None else _DAILY_OF_KEYS)[len(some)]
+            rows = await self._read(sql, [argument for day in some for argument in (day, account_id, day, *keys)])
+            found.extend(DailyUsage(*row) for row in rows)
+        return found
 
     # Deleted accounts.
 
@@ -197,21 +204,28 @@ _FORGET = (
 )
 _DELETED = "UPDATE accounts SET email = 'deleted:' || ?, password_hash = NULL, deleted_at_ms = ? WHERE id = ?"
 _USAGE_OF_KEYS = """
-SELECT wanted.value, COALESCE(t.nanos, 0), COALESCE(SUM(CASE WHEN u.day >= ?1 THEN u.nanos END), 0),
-       COALESCE(SUM(CASE WHEN u.day >= ?2 THEN u.nanos END), 0), COALESCE(SUM(CASE WHEN u.day >= ?3 THEN u.nanos END), 0),
-       (SELECT MAX(day) FROM usage_daily l WHERE l.key_digest = wanted.value)
-FROM json_each(?5) wanted
-LEFT JOIN key_totals t ON t.key_digest = wanted.value
-LEFT JOIN usage_daily u ON u.key_digest = wanted.value AND u.day >= ?4
-GROUP BY wanted.value
+SELECT wanted.value,
+       COALESCE((SELECT nanos FROM key_totals t WHERE t.key_digest = wanted.value), 0),
+       (SELECT COALESCE(SUM(nanos), 0) FROM usage_daily u WHERE u.key_digest = wanted.value AND u.day >= ?1),
+       (SELECT COALESCE(SUM(nanos), 0) FROM usage_daily u WHERE u.key_digest = wanted.value AND u.day >= ?2),
+       (SELECT COALESCE(SUM(nanos), 0) FROM usage_daily u WHERE u.key_digest = wanted.value AND u.day >= ?3),
+       (SELECT MAX(day) FROM usage_daily u WHERE u.key_digest = wanted.value)
+FROM json_each(?4) wanted
 """
-_SUMS = """SUM(requests), SUM(prompt_tokens), SUM(completion_tokens), SUM(reasoning_tokens), SUM(cached_tokens), SUM(nanos)"""
-_DAILY = f"""
-SELECT day, model, endpoint_id, provider, {_SUMS} FROM usage_daily WHERE account_id = ? AND day BETWEEN ? AND ?
-GROUP BY day, model, endpoint_id, provider ORDER BY day DESC, model, endpoint_id, provider
-"""  # noqa: S608
-_DAILY_OF_KEYS = f"""
-SELECT day, model, endpoint_id, provider, {_SUMS} FROM usage_daily
-WHERE account_id = ? AND day BETWEEN ? AND ? AND key_digest IN (SELECT value FROM json_each(?))
-GROUP BY day, model, endpoint_id, provider ORDER BY day DESC, model, endpoint_id, provider
-"""  # noqa: S608
+_SUMS = """
+SELECT ? AS day, model, endpoint_id, provider, SUM(requests), SUM(prompt_tokens), SUM(completion_tokens), SUM(reasoning_tokens),
+       SUM(cached_tokens), SUM(nanos)
+FROM usage_daily WHERE account_id = ? AND day = ?
+"""
+_OF_KEYS = " AND key_digest IN (SELECT value FROM json_each(?))"
+_GROUPS = " GROUP BY model, endpoint_id, provider"
+_ORDER = " ORDER BY 1 DESC, 2, 3, 4"
+
+
+def _by_days(of_day: str) -> list[str]:
+    """Statements for so many days, by their number. Groups of one day fit a small tree: a third of the time of all at once."""
+    return [" UNION ALL ".join([of_day] * days) + _ORDER for days in range(DAYS_AT_ONCE + 1)]
+
+
+_DAILY = _by_days(_SUMS + _GROUPS)
+_DAILY_OF_KEYS = _by_days(_SUMS + _OF_KEYS + _GROUPS)
