@@ -187,6 +187,7 @@ class AccountsApi:
         if not await self._hashing.check(password, account.password_hash if account is not None else None):
             return None
         self._at_account.forget(email)
+        self._from_address.give_back(address)
         return account
 
     async def _signed_in(self, account: Account) -> web.Response:

@@ -32,8 +32,14 @@ class Attempts:
         self._counts[name] = (count + 1, until)
 
     def forget(self, name: str) -> None:
-        """After a success."""
+        """After a success: none did count."""
         self._counts.pop(name, None)
+
+    def give_back(self, name: str) -> None:
+        """One attempt did not count after all."""
+        count, until = self._counts.get(name, (0, 0.0))
+        if count:
+            self._counts[name] = (count - 1, until)
 
     def _make_room(self, now: float) -> None:
         while self._counts:

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from gateway.control.api.accounts import ATTEMPTS_AT_ACCOUNT, CALLER_HEADER
+from gateway.control.api.attempts import Attempts
 from gateway.control.erasure import Erasure
 from gateway.control.store.management import FORFEIT_BOOK
+from gateway.domain.errors import RateLimited
 from gateway.domain.keys import digest
 from gateway.domain.money import NANOS_PER_USD
 from gateway.log import Log
@@ -177,6 +179,30 @@ async def test_AUT_09_guessing_is_throttled_per_account_also_all_at_once(premise
     async with premises.http.post(SESSION, json={"email": "ada@example.com", "password": PASSWORD}) as answer:
         assert answer.status == 429  # the right one is not tried either
     await premises.browser("eve@example.com")  # others are not locked out
+
+
+def test_attempts_are_counted_in_a_window_and_kept_for_a_bounded_number_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    attempts = Attempts(most=2, window_s=10.0, now=lambda: clock[0])
+    for _ in range(2):
+        attempts.take("a")
+    with pytest.raises(RateLimited) as refused:
+        attempts.take("a")
+    assert refused.value.retry_after_s == 10.0
+    attempts.take("b")  # another name
+    attempts.give_back("a")
+    attempts.take("a")
+    clock[0] = 10.0
+    attempts.take("a")
+    monkeypatch.setattr("gateway.control.api.attempts.NAMES_MAX", 3)
+    for name in "cdefg":
+        attempts.take(name)
+    assert len(attempts._counts) <= 3
+
+
+async def test_many_sign_ins_from_one_address_are_no_guessing(premises: Premises) -> None:
+    for _ in range(ATTEMPTS_AT_ACCOUNT + 3):
+        await premises.browser()
 
 
 async def test_a_deleted_account_leaves_its_money_in_the_books_and_nothing_personal(premises: Premises, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import pytest
+from yarl import URL
 
 from gateway.control.api.models_feed import feed
 from gateway.control.api.openapi import openapi
@@ -61,6 +63,21 @@ async def test_the_page_for_people_tells_every_operation(premises: Premises) -> 
         for method in methods:
             assert f"{method.upper()} /api/v1{path}</code>" in page
     assert "include_disabled" in page and "<script" not in page
+
+
+LOOK_ALIKES = (
+    "acme/Sage-1", "ACME/sage-1", "acme/sage-1.", "acme/sage-1/", "acme/s\u0430ge-1", "acme/sage\u200b-1", "acme/sage-1 ",
+    "acme/sage\u20101", "\uff41cme/sage-1", "acme/sa\u0301ge-1", "acme/sage-1\x00", "acme//sage-1", "acme/sage-1:free", "acme/sage-1:NITRO",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOOK_ALIKES)
+async def test_INP_06_names_match_exactly_or_not_at_all(premises: Premises, name: str) -> None:
+    author, _, slug = name.partition("/")
+    for path in (f"model/{author}/{slug}", f"models/{author}/{slug}/endpoints"):
+        url = premises.http.make_url(f"/api/v1/{'/'.join(quote(part, safe='/:') for part in path.split('/'))}")
+        async with premises.http.session.get(URL(str(url), encoded=True)) as answer:
+            assert answer.status == 404
 
 
 async def test_the_models_of_an_account_are_listed_for_its_keys(premises: Premises) -> None:
