@@ -135,7 +135,7 @@ async def test_keys_are_made_listed_read_changed_and_deleted(gateway: RunningGat
             await keys.create_async(name="")
     async with client(gateway, account["key"]) as openrouter:
         with pytest.raises(errors.ForbiddenResponseError):
-            await openrouter.api_keys.list_async()
+            await openrouter.api_keys.create_async(name="x")
 
 
 async def test_activity_the_models_of_an_account_and_stored_content_parse(gateway: RunningGateway) -> None:
