@@ -61,8 +61,9 @@ class Premises:
     async def journal(self, *generations: Generation) -> None:
         """As control's journal reader posts them."""
         start, self._journaled = self._journaled, self._journaled + 100 * len(generations)
+        records = [msgspec.msgpack.encode(generation) for generation in generations]
         await self.store.apply_journal(
-            [JournalSlice(file="edge-0-a.1", incarnation="a", start=start, end=self._journaled, generations=generations)]
+            [JournalSlice(file="edge-0-a.1", incarnation="a", start=start, end=self._journaled, records=records)]
         )
 
     async def ask(

@@ -92,7 +92,8 @@ class SqliteManagement:
         async with self._transaction() as db:
             await accounts.insert_account(db, account)
             if grant_nanos:
-                await ledger.post(db, "grant", [(account.id, grant_nanos), (GRANTS_BOOK, -grant_nanos)], note=GRANTED_NOTE)
+                lines = [(account.id, grant_nanos), (GRANTS_BOOK, -grant_nanos)]
+                await ledger.post(db, "grant", lines, reference=f"signup:{account.id}", note=GRANTED_NOTE, now_ms=account.created_at_ms)
 
     async def set_password(self, account_id: str, password_hash: str) -> None:
         async with self._transaction() as db:
@@ -152,7 +153,8 @@ class SqliteManagement:
             balance = await row_of(db, "SELECT nanos FROM balances WHERE book = ?", (account_id,))
             if balance is not None and balance[0] > 0:
                 lines = [(account_id, -balance[0]), (FORFEIT_BOOK, balance[0])]
-                await ledger.post(db, "adjustment", lines, note="account deleted")
+                reference = f"deleted:{account_id}"
+                await ledger.post(db, "adjustment", lines, reference=reference, note="account deleted", now_ms=now_s * 1000)
             digests = [row[0] for row in await db.execute_fetchall("SELECT digest FROM keys WHERE account_id = ?", (account_id,))]
             for statement in _FORGET:
                 await db.execute(statement, (account_id,))
