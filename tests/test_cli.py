@@ -107,11 +107,11 @@ def test_addresses_that_cannot_be_are_refused(config: Path, email: str) -> None:
         assert done.refusal(1).startswith("email: ")
 
 
-def test_a_password_is_kept_as_scrypt(config: Path) -> None:
+def test_a_password_is_kept_as_an_argon2_hash(config: Path) -> None:
     assert Done(config, "account", "create", "--email", "a@b.c", "--password-stdin", stdin="correct horse\nrest").result
     with contextlib.closing(sqlite3.connect(config.parent / "var/gateway.db")) as db:
         [(stored,)] = db.execute("SELECT password_hash FROM accounts").fetchall()
-    assert stored.startswith("scrypt$16384$8$1$")
+    assert stored.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
     assert is_password("correct horse", stored) and not is_password("correct horsf", stored)
     assert hash_password("correct horse") != stored  # salted
     assert "8 characters" in Done(config, "account", "create", "--email", "b@b.c", "--password-stdin", stdin="short\n").refusal(1)

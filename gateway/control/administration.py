@@ -95,7 +95,7 @@ class Administration:
         """
         account = Account(
             id=f"user_{secrets.token_hex(12)}",
-            email=_email(wish.email),
+            email=email_address(wish.email),
             created_at_ms=_now_ms(),
             password_hash=_password_hash(wish.password_hash),
         )
@@ -111,7 +111,7 @@ class Administration:
         """Raises NotFound: no such account."""
         secret = new_secret()
         limit_nanos = _nanos("limit", wish.limit) if wish.limit is not None else None
-        key = _key(secret, wish.account_id, _text("name", wish.name, 1, NAME_MAX), management=wish.management)
+        key = _key(secret, wish.account_id, printable_text("name", wish.name, 1, NAME_MAX), management=wish.management)
         key = msgspec.structs.replace(key, limit_nanos=limit_nanos, limit_reset=wish.limit_reset)
         await self._store.create_key(key)
         self._key_changed(key)
@@ -123,7 +123,7 @@ class Administration:
         if nanos == 0:
             raise BadRequest("usd: must be more than 0")
         fee_nanos = purchase_fee_nanos(nanos, self._billing) if wish.with_fee else 0
-        note = _text("note", wish.note, 0, NOTE_MAX)
+        note = printable_text("note", wish.note, 0, NOTE_MAX)
         balance_nanos = await self._store.add_credits(wish.account_id, nanos, note=note, fee_nanos=fee_nanos)
         self._on_funded(resources.balance(wish.account_id))
         return CreditsAdded(balance_usd=_number(balance_nanos), fee_usd=_number(fee_nanos) if fee_nanos else msgspec.UNSET)
@@ -144,7 +144,8 @@ def _key(secret: str, account_id: str, name: str, *, management: bool = False) -
     return Key(digest=digest(secret), account_id=account_id, name=name, label=label(secret), created_at_ms=_now_ms(), management=management)
 
 
-def _email(text: str) -> str:
+def email_address(text: str) -> str:
+    """An address as accounts are known by. Raises BadRequest."""
     email = text.strip().lower()
     if len(email) > EMAIL_MAX or not _EMAIL.fullmatch(email):
         raise BadRequest("email: not an address such as name@example.com")
@@ -153,7 +154,7 @@ def _email(text: str) -> str:
 
 def _password_hash(text: str | None) -> str | None:
     if text is not None and not FORM.fullmatch(text):
-        raise BadRequest("password_hash: not of the form scrypt$n$r$p$salt$hash")
+        raise BadRequest("password_hash: not an Argon2id hash in PHC form")
     return text
 
 
@@ -171,7 +172,8 @@ def _number(nanos: int) -> msgspec.Raw:
     return msgspec.Raw(format_usd(nanos).encode())
 
 
-def _text(field: str, text: str, length_min: int, length_max: int) -> str:
+def printable_text(field: str, text: str, length_min: int, length_max: int) -> str:
+    """`text` without the blanks around it. Raises BadRequest, naming the field."""
     text = text.strip()
     if not length_min <= len(text) <= length_max or not text.isprintable():
         raise BadRequest(f"{field}: must be {length_min} to {length_max} printable characters")

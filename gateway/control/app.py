@@ -18,14 +18,12 @@ from aiohttp import web
 
 from gateway.control.administration import Administration
 from gateway.control.api.admin import AdminApi
+from gateway.control.api.application import public_application
 from gateway.control.api.auth import Authentication
-from gateway.control.api.credits import CreditsApi
-from gateway.control.api.generation import GenerationApi
-from gateway.control.api.http import public_application
-from gateway.control.api.key import KeyApi
-from gateway.control.api.models import ModelsApi
+from gateway.control.api.table import public_routes
 from gateway.control.bookkeeper import Bookkeeper
 from gateway.control.catalog_source import CatalogSource
+from gateway.control.erasure import Erasure
 from gateway.control.expiry import Expiry
 from gateway.control.leases import LeaseDesk
 from gateway.control.store import RefusalReason, Store
@@ -34,6 +32,7 @@ from gateway.control.telemetry import Telemetry
 from gateway.domain.catalog import Catalog
 from gateway.domain.errors import StoreUnavailable
 from gateway.domain.money import usd_number
+from gateway.link.messages import Recall
 from gateway.link.pulse import ChildArgs, Pulse, pulse_interval_s
 from gateway.link.runtime import ADMIN, LINK, PUBLIC, RuntimeDir
 from gateway.link.server import LinkServer, bound_socket
@@ -129,7 +128,9 @@ class Control:
         admin = AdminApi(
             administration=administration, catalogs=self._catalogs, telemetry=telemetry, on_reaped=bookkeeper.reaped, log=self._log
         )
-        public = self._public(store)
+        erasure = Erasure(store=store, log=self._log)
+        await parts.enter_async_context(_running(erasure.run(), "erasure"))
+        public = self._public(store, link, erasure)
         parts.push_async_callback(link.stop)
         await link.start()
         await parts.enter_async_context(_listening(public, self._runtime.socket(PUBLIC)))
@@ -154,16 +155,25 @@ class Control:
         telemetry.fact("gateway_journal_oldest_seconds", lambda: bookkeeper.oldest_s)
         return bookkeeper
 
-    def _public(self, store: Store) -> web.Application:
+    def _public(self, store: Store, link: LinkServer, erasure: Erasure) -> web.Application:
         """What callers may ask for, beside inference."""
-        authentication = Authentication(store=store)
-        routes = [
-            *ModelsApi(catalogs=self._catalogs).routes(),
-            *CreditsApi(authentication=authentication, store=store).routes(),
-            *KeyApi(authentication=authentication, store=store, limits=self._settings.limits).routes(),
-            *GenerationApi(authentication=authentication, store=store, catalogs=self._catalogs).routes(),
-        ]
-        return public_application(routes, log=self._log)
+
+        def limit_changed(resource: str) -> None:
+            for incarnation in list(link.joined_edges):
+                link.send_to(incarnation, Recall(resource))  # what an edge has unused was granted under another limit
+            link.push_funded(resource)
+
+        authentication = Authentication(store=store, public_url=self._settings.server.public_url)
+        routes = public_routes(
+            authentication=authentication,
+            store=store,
+            catalogs=self._catalogs,
+            settings=self._settings,
+            on_key_changed=link.push_key,
+            on_limit_changed=limit_changed,
+            on_account_deleted=erasure.wake,
+        )
+        return public_application(routes, authentication=authentication, log=self._log)
 
     def _abandon(self) -> None:
         self._orphaned = True

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import datetime
+import hashlib
 
 import pytest
-from openrouter import OpenRouter, components, errors
+from openrouter import OpenRouter, components, errors, operations
 from openrouter.utils import BackoffStrategy, RetryConfig
 from openrouter.utils.eventstreaming import EventStreamAsync
 
@@ -110,6 +113,68 @@ async def test_a_generation_of_nobody_is_the_404_of_the_client(gateway: RunningG
     async with client(gateway) as openrouter:
         with pytest.raises(errors.NotFoundResponseError):
             await openrouter.generations.get_generation_async(id="gen-1764031697-00000000000000000000")
+
+
+async def test_keys_are_made_listed_read_changed_and_deleted(gateway: RunningGateway) -> None:
+    account = gateway.create_account("eve@example.com", "2.50")
+    async with client(gateway, account["management_key"]) as openrouter:
+        keys = openrouter.api_keys
+        expires = datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC)
+        made = await keys.create_async(name="ci", limit=0.75, limit_reset="weekly", include_byok_in_limit=True, expires_at=expires)
+        assert (made.data.name, made.data.limit, made.data.limit_reset, made.data.expires_at) == ("ci", 0.75, "weekly", expires)
+        assert made.data.creator_user_id == account["account_id"]
+        listed = (await keys.list_async(include_disabled=True, offset=0)).data
+        assert [key.name for key in listed] == ["ci", "default"] and listed[0].workspace_id == made.data.workspace_id
+        changed = (await keys.update_async(hash=made.data.hash, name="cd", limit=1.5, disabled=True)).data
+        assert (changed.name, changed.limit, changed.disabled, changed.limit_reset) == ("cd", 1.5, True, "weekly")
+        assert (await keys.get_async(hash=made.data.hash)).data.updated_at is not None
+        assert (await keys.delete_async(hash=made.data.hash)).DELETED
+        with pytest.raises(errors.NotFoundResponseError):
+            await keys.get_async(hash=made.data.hash)
+        with pytest.raises(errors.BadRequestResponseError):
+            await keys.create_async(name="")
+    async with client(gateway, account["key"]) as openrouter:
+        with pytest.raises(errors.ForbiddenResponseError):
+            await openrouter.api_keys.create_async(name="x")
+
+
+async def test_activity_the_models_of_an_account_and_stored_content_parse(gateway: RunningGateway) -> None:
+    account = gateway.create_account("eve@example.com", "2.50")
+    async with client(gateway, account["management_key"]) as openrouter:
+        yesterday = datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days=1)
+        activity = await openrouter.analytics.get_user_activity_async(request={"date_": yesterday.isoformat()})
+        assert activity.data == []
+        with pytest.raises(errors.BadRequestResponseError):
+            await openrouter.analytics.get_user_activity_async(request={"date_": "2020-01-01"})
+    async with client(gateway, account["key"]) as openrouter:
+        with pytest.raises(errors.ForbiddenResponseError):
+            await openrouter.analytics.get_user_activity_async(request={})
+        security = operations.ListModelsUserSecurity(bearer=account["key"])
+        listed = await openrouter.models.list_for_user_async(security=security)
+        assert listed is not None and [model.id for model in listed.result.data] == [MODEL]
+        vectors = await openrouter.embeddings.list_models_async()
+        assert vectors is not None and vectors.result.data == []
+        with pytest.raises(errors.NotFoundResponseError):
+            await openrouter.generations.list_generation_content_async(id="gen-1764031697-00000000000000000000")
+
+
+async def test_a_code_is_made_and_taken_for_a_key_that_serves(gateway: RunningGateway) -> None:
+    account = gateway.create_account("eve@example.com", "2.50")
+    verifier = "a-verifier-that-only-the-application-knows-43-or-more"
+    challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+    async with client(gateway, account["management_key"]) as openrouter:
+        code = await openrouter.o_auth.create_auth_code_async(
+            callback_url="https://app.example/", code_challenge=challenge, code_challenge_method="S256", limit=1.0, usage_limit_type="daily"
+        )
+        taken = await openrouter.o_auth.exchange_auth_code_for_api_key_async(
+            code=code.data.id, code_verifier=verifier, code_challenge_method="S256"
+        )
+        assert taken.user_id == account["account_id"]
+        with pytest.raises(errors.ForbiddenResponseError):
+            await openrouter.o_auth.exchange_auth_code_for_api_key_async(code=code.data.id, code_verifier=verifier)
+    async with client(gateway, taken.key) as openrouter:
+        answer = await openrouter.chat.send_async(model=MODEL, messages=QUESTION, max_tokens=32)
+        assert isinstance(answer, components.ChatResult) and answer.choices[0].message.content
 
 
 async def recorded(openrouter: OpenRouter, generation_id: str) -> components.GenerationResponseData:

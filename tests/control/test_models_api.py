@@ -11,9 +11,12 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from gateway.control.api.http import public_application
+from gateway.control.api.application import public_application
+from gateway.control.api.auth import Authentication
 from gateway.control.api.models import ModelsApi
+from gateway.control.api.route import Call, Nothing, Route
 from gateway.control.catalog_source import CatalogSource
+from gateway.control.store.sqlite import SqliteStore
 from gateway.domain.catalog import Catalog, DataPolicy, Endpoint, Model, Price, PriceOverride, Provider, Reasoning
 from gateway.domain.money import parse_price
 from gateway.log import Log
@@ -85,14 +88,19 @@ async def catalogs(tmp_path: Path) -> CatalogSource:
 
 
 @pytest.fixture
-async def caller(catalogs: CatalogSource) -> AsyncIterator[Caller]:
-    async def crash(request: web.Request) -> web.Response:
+async def caller(tmp_path: Path, catalogs: CatalogSource) -> AsyncIterator[Caller]:
+    async def crash(call: Call[Nothing, Nothing]) -> web.Response:
         raise RuntimeError("a secret detail")
 
-    routes = [*ModelsApi(catalogs=catalogs).routes(), web.get("/crash", crash), web.post("/v1/models/count", crash)]
-    app = public_application(routes, log=Log("test", fd=-1))
+    routes = [
+        *ModelsApi(catalogs=catalogs).routes(),
+        Route(method="GET", path="/crash", access="public", handler=crash, summary="", bases=("",)),
+    ]
+    store = await SqliteStore.open(tmp_path / "gateway.db")
+    app = public_application(routes, authentication=Authentication(store=store), log=Log("test", fd=-1))
     async with TestClient(TestServer(app)) as caller:
         yield caller
+    await store.close()
 
 
 async def ask(caller: Caller, path: str, status: int = 200) -> Any:

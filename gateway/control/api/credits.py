@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import msgspec
 from aiohttp import web
 
-from gateway.control.api.auth import Authentication
-from gateway.control.api.http import API_PREFIXES, answer
+from gateway.control.api.http import answer
+from gateway.control.api.route import Call, Nothing, Route
 from gateway.control.store import Store
 from gateway.domain.money import usd_number
+
+
+class CreditTotals(msgspec.Struct, frozen=True):
+    """USD. The balance is the difference, and may be negative."""
+
+    total_credits: float
+    total_usage: float
+
+
+class CreditsAnswer(msgspec.Struct, frozen=True):
+    data: CreditTotals
 
 
 class CreditsApi:
     """Handler over the store's totals of the calling account."""
 
-    def __init__(self, *, authentication: Authentication, store: Store) -> None:
-        self._authentication = authentication
+    def __init__(self, *, store: Store) -> None:
         self._store = store
 
-    def routes(self) -> list[web.RouteDef]:
-        return [web.get(prefix + "/credits", self.credits) for prefix in API_PREFIXES]
+    def routes(self) -> list[Route]:
+        return [
+            Route(
+                method="GET", path="/credits", access="either", handler=self.get_credits, answer=CreditsAnswer,
+                summary="What the account bought and used",
+            )
+        ]  # fmt: skip
 
-    async def credits(self, request: web.Request) -> web.Response:
-        key = await self._authentication.key(request)
-        credits = await self._store.credits(key.account_id)
-        totals = {"total_credits": credits.total_nanos, "total_usage": credits.used_nanos}
-        return answer({"data": {name: usd_number(nanos) for name, nanos in totals.items()}})
+    async def get_credits(self, call: Call[Nothing, Nothing]) -> web.Response:
+        credits = await self._store.credits(call.caller.account_id)
+        return answer(CreditsAnswer(CreditTotals(usd_number(credits.total_nanos), usd_number(credits.used_nanos))))

@@ -1,5 +1,7 @@
 """`GET /generation?id=`: the durable record of one exchange, for every key of the account that made it.
 
+`GET /generation/content?id=` would be what was said: it is stored only where an account asked for that, which none can yet.
+
 A foreign generation and one that never was get the same answer, so ids cannot be probed for. A record is there once
 control has read it from its edge's journal, a moment after the answer ended: until then it is a 404, and clients ask again.
 """
@@ -7,16 +9,19 @@ control has read it from its edge's journal, a moment after the answer ended: un
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from aiohttp import web
+from msgspec import Meta
 
-from gateway.control.api.auth import Authentication
-from gateway.control.api.http import API_PREFIXES, answer, iso_time
+from gateway.control.api.http import answer, iso_time
+from gateway.control.api.route import Call, Nothing, Route
+from gateway.control.api.workspace import workspace_of
 from gateway.control.catalog_source import CatalogSource
 from gateway.control.store import Store
 from gateway.domain.catalog import Catalog
-from gateway.domain.errors import BadRequest, NotFound
+from gateway.domain.errors import NotFound
 from gateway.domain.generation import AttemptRecord, Generation
 from gateway.domain.money import usd_number
 
@@ -26,26 +31,37 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,100}")  # what may be an id at all; the rest 
 _API_TYPES = {"chat": "completions", "text": "completions"}  # others are called the same as our kinds
 
 
-class GenerationApi:
-    """Handler over stored generations; display names come from the catalog in force."""
+class GenerationQuery(msgspec.Struct, frozen=True):
+    id: Annotated[str, Meta(min_length=1, examples=["gen-1764031697-aB3dE5fG7hJ9kL1mN2pQ"])]
 
-    def __init__(self, *, authentication: Authentication, store: Store, catalogs: CatalogSource) -> None:
-        self._authentication = authentication
+
+class GenerationApi:
+    """Handlers over stored generations; display names come from the catalog in force."""
+
+    def __init__(self, *, store: Store, catalogs: CatalogSource) -> None:
         self._store = store
         self._catalogs = catalogs
 
-    def routes(self) -> list[web.RouteDef]:
-        return [web.get(prefix + "/generation", self.generation) for prefix in API_PREFIXES]
+    def routes(self) -> list[Route]:
+        return [
+            Route(
+                method="GET", path="/generation", access="either", handler=self.get_generation, query=GenerationQuery,
+                summary="The record of one exchange, a moment after it ended",
+            ),
+            Route(
+                method="GET", path="/generation/content", access="either", handler=self.get_generation_content, query=GenerationQuery,
+                summary="What was said in one exchange, where the account has it stored",
+            ),
+        ]  # fmt: skip
 
-    async def generation(self, request: web.Request) -> web.Response:
-        key = await self._authentication.key(request)
-        generation_id = request.query.get("id")
-        if not generation_id:
-            raise BadRequest("id is required: the id of a generation, such as gen-1764031697-aB3dE5fG7hJ9kL1mN2pQ")
-        found = await self._store.generation(generation_id) if _ID.fullmatch(generation_id) else None
-        if found is None or found.account_id != key.account_id:
+    async def get_generation(self, call: Call[GenerationQuery, Nothing]) -> web.Response:
+        found = await self._store.generation(call.query.id) if _ID.fullmatch(call.query.id) else None
+        if found is None or found.account_id != call.caller.account_id:
             raise NotFound("Generation not found")
         return answer({"data": generation_row(found, self._catalogs.catalog)})
+
+    async def get_generation_content(self, call: Call[GenerationQuery, Nothing]) -> web.Response:
+        raise NotFound("Generation content not found: prompts and completions are not stored")
 
 
 def generation_row(generation: Generation, catalog: Catalog) -> Row:
@@ -83,7 +99,7 @@ def generation_row(generation: Generation, catalog: Catalog) -> Row:
         "service_tier": None,
         "data_region": "global",
         "web_search_engine": None,
-        "workspace_id": None,
+        "workspace_id": workspace_of(generation.account_id),
     }
 
 

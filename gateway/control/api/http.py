@@ -1,10 +1,11 @@
-"""What all of control's HTTP has in common: bodies into structs, answers out of them, every error in our envelope."""
+"""What all of control's HTTP has in common: bodies and queries into structs, answers out of them, errors in our envelope."""
 
 from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,17 +18,7 @@ from gateway.log import Log, exception_fields
 
 T = TypeVar("T")
 
-API_PREFIXES = ("/api/v1", "/v1")  # one API: OpenRouter's base path, and the one that OpenAI clients assume
-# Any page may call the API with a key of its own; cookies never come along, since no origin is named.
-CORS = {
-    "Access-Control-Allow-Origin": "*",
-    "Access-Control-Expose-Headers": "X-Generation-Id, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset",
-}
-PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE, OPTIONS",
-    "Access-Control-Allow-Headers": "*, Authorization",  # the star does not cover Authorization
-    "Access-Control-Max-Age": "86400",
-}
+_AT = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
 
 
 async def decoded(request: web.Request, kind: type[T]) -> T:
@@ -35,9 +26,28 @@ async def decoded(request: web.Request, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(await request.read(), type=kind)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"the body does not fit: {error}") from None
+        raise BadRequest(_fault(error, "the body")) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadRequest("the body is not JSON") from None
+
+
+def queried(query: Mapping[str, str], kind: type[T]) -> T:
+    """A query as a struct, its texts as what they say. Raises BadRequest with the first parameter at fault."""
+    try:
+        return msgspec.convert(dict(query), kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise BadRequest(_fault(error, "the query")) from None
+
+
+def _fault(error: msgspec.ValidationError, whole: str) -> str:
+    """The field first, then what is wrong with it."""
+    found = _AT.fullmatch(str(error))
+    assert found is not None
+    text, place = found[1].replace("`", ""), found[2]
+    missing = re.fullmatch("Object missing required field (.+)", text)
+    if missing:
+        return f"{'.'.join(filter(None, (place, missing[1])))}: is required"
+    return f"{place}: {text}" if place else f"{whole} does not fit: {text}"
 
 
 def iso_time(unix_ms: int) -> str:
@@ -45,17 +55,10 @@ def iso_time(unix_ms: int) -> str:
     return datetime.datetime.fromtimestamp(unix_ms / 1000, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def public_application(routes: Iterable[web.RouteDef], *, log: Log) -> web.Application:
-    """The application that edges relay callers to."""
-    app = web.Application(middlewares=[_open_to_pages, errors(log)])
-    app.add_routes(routes)
-    return app
-
-
-def answer(value: Any, status: int = 200) -> web.Response:
+def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """A struct, or plain objects, as JSON."""
     body = msgspec.json.encode(value) if isinstance(value, msgspec.Struct) else orjson.dumps(value)
-    return web.Response(body=body, status=status, content_type="application/json")
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json")
 
 
 def error_answer(error: GatewayError, headers: dict[str, str] | None = None) -> web.Response:
@@ -83,18 +86,6 @@ def errors(log: Log) -> Middleware:
             return error_answer(Bug())
 
     return in_envelope
-
-
-@web.middleware
-async def _open_to_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Pages of other origins may read the API, and nothing beside it."""
-    if not request.path.startswith(tuple(f"{prefix}/" for prefix in API_PREFIXES)):
-        return await handler(request)
-    if request.method == "OPTIONS":
-        return web.Response(status=204, headers={**CORS, **PREFLIGHT})
-    response = await handler(request)
-    response.headers.update(CORS)
-    return response
 
 
 def _translated(refusal: web.HTTPException) -> web.StreamResponse:

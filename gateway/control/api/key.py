@@ -12,8 +12,9 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.control.api.auth import Authentication
-from gateway.control.api.http import API_PREFIXES, answer, iso_time
+from gateway.control.api.http import answer, iso_time
+from gateway.control.api.route import Call, Nothing, Route
+from gateway.control.api.workspace import workspace_of
 from gateway.control.store import Credits, Key, KeyUsage, Store
 from gateway.domain.money import parse_usd, usd_number
 from gateway.domain.resources import LimitReset, window_start
@@ -28,17 +29,20 @@ RATE_LIMIT = {"requests": -1, "interval": "10s", "note": "This field is deprecat
 class KeyApi:
     """Handler over the calling key and the store's sums for it. `now` is unix time."""
 
-    def __init__(self, *, authentication: Authentication, store: Store, limits: Limits, now: Callable[[], float] = time.time) -> None:
-        self._authentication = authentication
+    def __init__(self, *, store: Store, limits: Limits, now: Callable[[], float] = time.time) -> None:
         self._store = store
         self._limits = limits
         self._now = now
 
-    def routes(self) -> list[web.RouteDef]:
-        return [web.get(prefix + path, self.key) for prefix in API_PREFIXES for path in ("/key", "/auth/key")]
+    def routes(self) -> list[Route]:
+        return [
+            Route(method="GET", path=path, access="key", handler=self.get_current_key, summary=summary)
+            for path, summary in (("/key", "What the calling key is, may spend and has spent"), ("/auth/key", "The old name of /key"))
+        ]
 
-    async def key(self, request: web.Request) -> web.Response:
-        key = await self._authentication.key(request)
+    async def get_current_key(self, call: Call[Nothing, Nothing]) -> web.Response:
+        key = call.caller.key
+        assert key is not None
         now_s = self._now()
         usage = await self._store.key_usage(key.digest, now_s)
         credits = await self._store.credits(key.account_id)
@@ -55,7 +59,7 @@ def key_row(key: Key, usage: KeyUsage, credits: Credits, quota: Row, now_s: floa
         "limit": budget["limit_usd"] if budget else None,
         "limit_remaining": max(0.0, budget["remaining_usd"]) if budget else None,
         "limit_reset": key.limit_reset,
-        "include_byok_in_limit": False,
+        "include_byok_in_limit": key.include_byok_in_limit,
         "usage": usd_number(usage.total_nanos),
         "usage_daily": usd_number(usage.daily_nanos),
         "usage_weekly": usd_number(usage.weekly_nanos),
@@ -69,7 +73,7 @@ def key_row(key: Key, usage: KeyUsage, credits: Credits, quota: Row, now_s: floa
         "is_provisioning_key": key.management,
         "creator_user_id": key.account_id,
         "organization_id": None,
-        "workspace_id": None,
+        "workspace_id": workspace_of(key.account_id),
         "rate_limit": RATE_LIMIT,
         "expires_at": iso_time(key.expires_at_s * 1000) if key.expires_at_s is not None else None,
         "allowed_data_regions": ["global"],
@@ -98,7 +102,7 @@ def _limit_budget(key: Key, usage: KeyUsage, now_s: float) -> Row | None:
         "remaining_usd": usd_number(key.limit_nanos - spent_nanos),
         "reset_interval": key.limit_reset,
         "resets_at": resets_at(key.limit_reset, now_s),
-        "include_byok": False,
+        "include_byok": key.include_byok_in_limit,
         "budget_id": None,
         "guardrail_id": None,
     }

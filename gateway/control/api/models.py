@@ -13,8 +13,9 @@ from urllib.parse import urlencode
 import msgspec
 import orjson
 from aiohttp import web
+from msgspec import UNSET
 
-from gateway.control.api.http import API_PREFIXES, answer
+from gateway.control.api.http import answer
 from gateway.control.api.model_rows import (
     cheapest,
     endpoint_row,
@@ -24,17 +25,16 @@ from gateway.control.api.model_rows import (
     retains_nothing,
     supported_parameters,
 )
+from gateway.control.api.models_feed import CONTENT_TYPE, feed
+from gateway.control.api.models_query import CountQuery, ModelsQuery, words
+from gateway.control.api.route import Call, Nothing, Route
 from gateway.control.catalog_source import CatalogSource
 from gateway.domain.catalog import Catalog, Model, Provider
 from gateway.domain.errors import BadRequest, NotFound
 from gateway.domain.money import parse_usd
 
 LIMIT_DEFAULT = 500
-LIMIT_MAX = 1000
-OFFSET_MAX = 10**9
-AGE_DAYS_MAX = 10**6
 DAY_S = 86_400
-REGIONS = ("eu", "us")
 DYNAMIC_VARIANTS = (":nitro", ":floor", ":exacto", ":online")  # name a way of routing, not a model of their own
 
 
@@ -52,41 +52,69 @@ Keep = Callable[[_Listed], bool]
 
 
 class ModelsApi:
-    """Handlers over the catalog in force."""
+    """Handlers over the catalog in force. `now` is unix time; `public_url` is where pages are, "" where nobody knows."""
 
-    def __init__(self, *, catalogs: CatalogSource) -> None:
+    def __init__(self, *, catalogs: CatalogSource, public_url: str = "", now: Callable[[], float] = time.time) -> None:
         self._catalogs = catalogs
+        self._public_url = public_url.rstrip("/")
+        self._now = now
         self._listed: list[_Listed] = []
         self._listed_of: Catalog | None = None
 
-    def routes(self) -> list[web.RouteDef]:
-        paths = {
-            "/models": self.models,
-            "/models/count": self.count,
-            "/embeddings/models": self.embedding_models,
-            "/model/{author}/{slug}": self.model,
-            "/models/{author}/{slug}/endpoints": self.endpoints,
-            "/endpoints/zdr": self.zdr_endpoints,
-            "/providers": self.providers,
-        }
-        return [web.get(prefix + path, handler) for prefix in API_PREFIXES for path, handler in paths.items()]
+    def routes(self) -> list[Route]:
+        return [
+            Route(
+                method="GET", path="/models", access="public", handler=self.list_models, query=ModelsQuery,
+                also=(CONTENT_TYPE,),
+                summary="All models with prices; offset and limit page",
+            ),
+            Route(
+                method="GET", path="/models/user", access="either", handler=self.list_models_of_account, query=ModelsQuery,
+                summary="The models that the account may use",
+            ),
+            Route(
+                method="GET", path="/models/count", access="public", handler=self.count_models, query=CountQuery, summary="How many models",
+            ),
+            Route(
+                method="GET", path="/embeddings/models", access="public", handler=self.list_embedding_models, query=ModelsQuery,
+                summary="All embedding models",
+            ),
+            Route(method="GET", path="/model/{author}/{slug}", access="public", handler=self.get_model, summary="One model"),
+            Route(
+                method="GET", path="/models/{author}/{slug}/endpoints", access="public", handler=self.list_endpoints,
+                summary="A model's endpoints",
+            ),
+            Route(
+                method="GET", path="/endpoints/zdr", access="public", handler=self.list_zdr_endpoints,
+                summary="Endpoints of providers that retain no prompt",
+            ),
+            Route(method="GET", path="/providers", access="public", handler=self.list_providers, summary="Providers and their policies"),
+        ]  # fmt: skip
 
-    async def models(self, request: web.Request) -> web.Response:
-        return _page(request, self._matching(request.query))
+    async def list_models(self, call: Call[ModelsQuery, Nothing]) -> web.Response:
+        found = self._matching(call.query)
+        if "true" in (call.query.use_rss, call.query.use_rss_chat_links):
+            models = [listed.model for listed in found]
+            text = feed(models, public_url=self._public_url, to_chat=call.query.use_rss_chat_links == "true")
+            return web.Response(body=text, content_type=CONTENT_TYPE)
+        return _page(call, call.query, found)
 
-    async def embedding_models(self, request: web.Request) -> web.Response:
-        return _page(request, self._matching({**request.query, "output_modalities": "embeddings"}))
+    async def list_models_of_account(self, call: Call[ModelsQuery, Nothing]) -> web.Response:
+        return _page(call, call.query, self._matching(call.query))
 
-    async def count(self, request: web.Request) -> web.Response:
-        return answer({"data": {"count": len(self._matching(request.query))}})
+    async def list_embedding_models(self, call: Call[ModelsQuery, Nothing]) -> web.Response:
+        return _page(call, call.query, self._matching(msgspec.structs.replace(call.query, output_modalities="embeddings")))
 
-    async def model(self, request: web.Request) -> web.Response:
-        return answer({"data": model_row(self._named(request))})
+    async def count_models(self, call: Call[CountQuery, Nothing]) -> web.Response:
+        return answer({"data": {"count": len(self._matching(ModelsQuery(output_modalities=call.query.output_modalities)))}})
 
-    async def endpoints(self, request: web.Request) -> web.Response:
-        return answer({"data": model_endpoints_row(self._named(request), self._catalogs.catalog)})
+    async def get_model(self, call: Call[Nothing, Nothing]) -> web.Response:
+        return answer({"data": model_row(self._named(call.request))})
 
-    async def zdr_endpoints(self, request: web.Request) -> web.Response:
+    async def list_endpoints(self, call: Call[Nothing, Nothing]) -> web.Response:
+        return answer({"data": model_endpoints_row(self._named(call.request), self._catalogs.catalog)})
+
+    async def list_zdr_endpoints(self, call: Call[Nothing, Nothing]) -> web.Response:
         catalog = self._catalogs.catalog
         rows = []
         for model in catalog.models.values():
@@ -96,7 +124,7 @@ class ModelsApi:
                     rows.append(endpoint_row(model, endpoint, provider))
         return answer({"data": rows})
 
-    async def providers(self, request: web.Request) -> web.Response:
+    async def list_providers(self, call: Call[Nothing, Nothing]) -> web.Response:
         return answer({"data": [provider_row(provider) for provider in self._catalogs.catalog.providers.values()]})
 
     def _named(self, request: web.Request) -> Model:
@@ -110,10 +138,10 @@ class ModelsApi:
             raise NotFound("Model not found")
         return model
 
-    def _matching(self, query: Mapping[str, str]) -> list[_Listed]:
-        keeps = _filters(query)
+    def _matching(self, query: ModelsQuery) -> list[_Listed]:
+        keeps = [*_filters(query), *_age_filters(query, int(self._now())), *_price_filters(query)]
         found = [listed for listed in self._rows() if all(keep(listed) for keep in keeps)]
-        if (order := _ORDERS.get(query.get("sort", ""))) is not None:
+        if (order := _ORDERS.get(query.sort)) is not None:
             found.sort(key=order)
         return found
 
@@ -147,91 +175,68 @@ _ORDERS: dict[str, Callable[[_Listed], int]] = {
 }
 
 
-def _filters(query: Mapping[str, str]) -> list[Keep]:
+def _filters(query: ModelsQuery) -> list[Keep]:
     """One test for each filter that is given. Unknown parameters are ignored, as everywhere in the contract."""
-    outputs = _words(query.get("output_modalities", "text"))
+    outputs = words(query.output_modalities)
     keeps: list[Keep] = []
     if "all" not in outputs:
         keeps.append(lambda listed: not outputs.isdisjoint(listed.model.output_modalities))
-    if inputs := _words(query.get("input_modalities", "")):
+    if inputs := words(query.input_modalities):
         keeps.append(lambda listed: inputs.issubset(listed.model.input_modalities))
-    if parameters := _words(query.get("supported_parameters", "")):
+    if parameters := words(query.supported_parameters):
         keeps.append(lambda listed: parameters <= listed.parameters)
-    if authors := _words(query.get("model_authors", "")):
+    if authors := words(query.model_authors):
         keeps.append(lambda listed: listed.model.id.partition("/")[0] in authors)
-    if providers := _words(query.get("providers", "").lower()):
+    if providers := words(query.providers.lower()):
         keeps.append(lambda listed: not providers.isdisjoint(listed.providers))
-    if family := query.get("arch", "").strip().lower():
+    if family := query.arch.strip().lower():
         keeps.append(lambda listed: listed.model.tokenizer.lower() == family)
-    if query.get("zdr") == "true":
+    if query.zdr == "true":
         keeps.append(lambda listed: listed.zdr)
-    if (region := query.get("region")) is not None:
-        keeps.append(_in_region(region))
-    if sought := query.get("q", "").strip().lower():
+    if (region := query.region) is not UNSET:
+        # An endpoint's region is the provider's own word, such as europe-west1 or us-east-2.
+        keeps.append(lambda listed: any((endpoint.region or "").lower().startswith(region) for endpoint in listed.model.endpoints))
+    if sought := query.q.strip().lower():
         keeps.append(lambda listed: sought in listed.model.id.lower() or sought in listed.model.name.lower())
-    if (context := _whole(query, "context", 0, 10**12)) is not None:
+    if (context := query.context) is not UNSET:
         keeps.append(lambda listed: listed.model.context_length >= context)
-    return [*keeps, *_age_filters(query), *_price_filters(query)]
+    return keeps
 
 
-def _in_region(region: str) -> Keep:
-    """An endpoint's region is the provider's own word, such as europe-west1 or us-east-2."""
-    if region not in REGIONS:
-        raise BadRequest("region must be eu or us")
-    return lambda listed: any((endpoint.region or "").lower().startswith(region) for endpoint in listed.model.endpoints)
-
-
-def _age_filters(query: Mapping[str, str]) -> Iterable[Keep]:
+def _age_filters(query: ModelsQuery, now_s: int) -> Iterable[Keep]:
     """A model whose `created` is unknown (0) is as old as can be."""
-    now_s = int(time.time())
-    if (least := _whole(query, "min_age_days", 0, AGE_DAYS_MAX)) is not None:
+    if (least := query.min_age_days) is not UNSET:
         yield lambda listed: listed.model.created <= now_s - least * DAY_S
-    if (most := _whole(query, "max_age_days", 0, AGE_DAYS_MAX)) is not None:
+    if (most := query.max_age_days) is not UNSET:
         yield lambda listed: listed.model.created >= now_s - most * DAY_S
 
 
-def _price_filters(query: Mapping[str, str]) -> Iterable[Keep]:
+def _price_filters(query: ModelsQuery) -> Iterable[Keep]:
     """Limits in USD per million tokens, which as nanos are the very unit of our prices."""
-    limits = {name: _usd(query, name) for name in ("min_price", "max_price", "min_output_price", "max_output_price")}
-    if (least := limits["min_price"]) is not None:
+    if (least := _usd("min_price", query.min_price)) is not None:
         yield lambda listed: listed.prompt >= least
-    if (most := limits["max_price"]) is not None:
+    if (most := _usd("max_price", query.max_price)) is not None:
         yield lambda listed: listed.prompt <= most
-    if (least_out := limits["min_output_price"]) is not None:
+    if (least_out := _usd("min_output_price", query.min_output_price)) is not None:
         yield lambda listed: listed.completion >= least_out
-    if (most_out := limits["max_output_price"]) is not None:
+    if (most_out := _usd("max_output_price", query.max_output_price)) is not None:
         yield lambda listed: listed.completion <= most_out
 
 
-def _page(request: web.Request, found: list[_Listed]) -> web.Response:
+def _page(call: Call[ModelsQuery, Nothing], query: ModelsQuery, found: list[_Listed]) -> web.Response:
     """All rows, or one page when the caller asks for pages."""
-    offset = _whole(request.query, "offset", 0, OFFSET_MAX)
-    limit = _whole(request.query, "limit", 1, LIMIT_MAX)
     shown, following = found, None
-    if offset is not None or limit is not None:
-        offset, limit = offset or 0, limit or LIMIT_DEFAULT
+    if query.offset is not UNSET or query.limit is not UNSET:
+        offset = query.offset if query.offset is not UNSET else 0
+        limit = query.limit if query.limit is not UNSET else LIMIT_DEFAULT
         shown = found[offset : offset + limit]
         if offset + limit < len(found):
-            following = f"{request.path}?{urlencode({**request.query, 'offset': offset + limit, 'limit': limit})}"
+            following = f"{call.request.path}?{urlencode({**call.request.query, 'offset': offset + limit, 'limit': limit})}"
     return answer({"data": [listed.row for listed in shown], "total_count": len(found), "links": {"next": following}})
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(word.strip() for word in text.split(",") if word.strip())
-
-
-def _whole(query: Mapping[str, str], name: str, least: int, most: int) -> int | None:
-    text = query.get(name)
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 15 and least <= int(text) <= most):
-        raise BadRequest(f"{name} must be a whole number from {least} to {most}")
-    return int(text)
-
-
-def _usd(query: Mapping[str, str], name: str) -> int | None:
-    text = query.get(name)
-    if text is None:
+def _usd(name: str, text: str | msgspec.UnsetType) -> int | None:
+    if text is UNSET:
         return None
     try:
         return parse_usd(text)

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from gateway.control.store.management import ManagementStore
 from gateway.domain.errors import StoreUnavailable
 from gateway.domain.generation import Generation
 from gateway.domain.keys import KeyRecord
@@ -60,6 +61,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     limit_reset: LimitReset | None = None
     expires_at_s: int | None = None  # unix seconds
     updated_at_ms: int | None = None
+    include_byok_in_limit: bool = False
 
     def record(self) -> KeyRecord:
         """What an edge must know of it."""
@@ -190,7 +192,7 @@ class LeaseBook(Protocol):
     async def delete(self, incarnation: str) -> None: ...
 
 
-class Store(Protocol):
+class Store(ManagementStore, Protocol):
     """The contract of every store. Each writing method is one durable transaction: all of it or none.
 
     All methods raise StoreUnavailable when the database does not answer.

@@ -38,6 +38,7 @@ from gateway.control.store.migrations import migrate, read_migrations
 from gateway.control.store.sqlite import accounts, credits, generations, ledger
 from gateway.control.store.sqlite.database import Connection, connect, cut_log, listed, translated
 from gateway.control.store.sqlite.leases import SqliteLeaseBook
+from gateway.control.store.sqlite.management import SqliteManagement
 from gateway.domain.errors import BadRequest, StoreUnavailable
 from gateway.domain.generation import Generation
 from gateway.domain.keys import KeyRecord
@@ -49,7 +50,7 @@ CACHE_KIB = 32 * 1024  # of the writer: what a batch touches stays in memory, ho
 LOCK_RETRY_S = 0.05
 
 
-class SqliteStore:
+class SqliteStore(SqliteManagement):
     """`Store` on one SQLite file. Made by `open`, ended by `close`."""
 
     def __init__(self, lock: StoreLock, writer: Connection, reader: aiosqlite.Connection, path: Path) -> None:

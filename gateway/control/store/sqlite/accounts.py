@@ -10,13 +10,24 @@ from gateway.control.store import Account, Key
 from gateway.control.store.sqlite.database import row_of
 from gateway.domain.errors import Conflict, NotFound
 
-_KEY_COLUMNS = "digest, account_id, name, label, created_at_ms, management, disabled, limit_nanos, limit_reset, expires_at_s, updated_at_ms"
+_KEY_COLUMNS = (
+    "digest, account_id, name, label, created_at_ms, management, disabled, limit_nanos, limit_reset, expires_at_s, updated_at_ms, "
+    "include_byok_in_limit"
+)
 
 ACCOUNT = "SELECT id, email, created_at_ms, password_hash FROM accounts WHERE id = ?"
 ACCOUNTS = "SELECT id, email, created_at_ms, password_hash FROM accounts ORDER BY created_at_ms, id LIMIT ? OFFSET ?"
 KEYS = f"SELECT {_KEY_COLUMNS} FROM keys WHERE digest IN (SELECT value FROM json_each(?))"  # noqa: S608
 KEYS_OF_ACCOUNT = f"SELECT {_KEY_COLUMNS} FROM keys WHERE account_id = ? ORDER BY created_at_ms DESC, digest LIMIT ? OFFSET ?"  # noqa: S608
-_INSERT_KEY = f"INSERT INTO keys ({_KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+ACCOUNT_BY_EMAIL = "SELECT id, email, created_at_ms, password_hash FROM accounts WHERE email = ?"
+KEY_PAGE = f"""
+SELECT {_KEY_COLUMNS} FROM keys WHERE account_id = ? AND management = ? AND disabled <= ? AND COALESCE(expires_at_s > ?, 1)
+ORDER BY created_at_ms DESC, digest LIMIT ? OFFSET ?
+"""  # noqa: S608
+_INSERT_KEY = f"INSERT INTO keys ({_KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+_REPLACE_KEY = """
+UPDATE keys SET name = ?, disabled = ?, limit_nanos = ?, limit_reset = ?, include_byok_in_limit = ?, updated_at_ms = ? WHERE digest = ?
+"""
 
 
 async def insert_account(db: aiosqlite.Connection, account: Account) -> None:
@@ -34,14 +45,22 @@ async def insert_key(db: aiosqlite.Connection, key: Key) -> None:
         _INSERT_KEY,
         (
             key.digest, key.account_id, key.name, key.label, key.created_at_ms, key.management, key.disabled,
-            key.limit_nanos, key.limit_reset, key.expires_at_s, key.updated_at_ms,
+            key.limit_nanos, key.limit_reset, key.expires_at_s, key.updated_at_ms, key.include_byok_in_limit,
         ),
     )  # fmt: skip
 
 
+async def replace_key(db: aiosqlite.Connection, key: Key) -> None:
+    """What may change of a key; whose it is and its class stay."""
+    await db.execute(
+        _REPLACE_KEY,
+        (key.name, key.disabled, key.limit_nanos, key.limit_reset, key.include_byok_in_limit, key.updated_at_ms, key.digest),
+    )
+
+
 async def require_account(db: aiosqlite.Connection, account_id: str) -> None:
     """Raises NotFound."""
-    if not await row_of(db, "SELECT 1 FROM accounts WHERE id = ?", (account_id,)):
+    if not await row_of(db, "SELECT 1 FROM accounts WHERE id = ? AND deleted_at_ms IS NULL", (account_id,)):
         raise NotFound("no such account")
 
 
@@ -52,5 +71,5 @@ def account_of(row: sqlite3.Row) -> Account:
 def key_of(row: sqlite3.Row) -> Key:
     return Key(
         digest=row[0], account_id=row[1], name=row[2], label=row[3], created_at_ms=row[4], management=bool(row[5]), disabled=bool(row[6]),
-        limit_nanos=row[7], limit_reset=row[8], expires_at_s=row[9], updated_at_ms=row[10],
+        limit_nanos=row[7], limit_reset=row[8], expires_at_s=row[9], updated_at_ms=row[10], include_byok_in_limit=bool(row[11]),
     )  # fmt: skip

@@ -1,0 +1,70 @@
+"""The table of all public routes: every path that control answers for callers, and who may use it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from gateway.control.api.accounts import AccountsApi
+from gateway.control.api.activity import ActivityApi
+from gateway.control.api.auth import Authentication
+from gateway.control.api.consents import ConsentsApi
+from gateway.control.api.credits import CreditsApi
+from gateway.control.api.generation import GenerationApi
+from gateway.control.api.key import KeyApi
+from gateway.control.api.keys import KeysApi
+from gateway.control.api.models import ModelsApi
+from gateway.control.api.route import Access, Route
+from gateway.control.api.site import SiteApi
+from gateway.control.catalog_source import CatalogSource
+from gateway.control.store import Store
+from gateway.domain.keys import KeyRecord
+from gateway.domain.money import parse_usd
+from gateway.settings import Settings
+
+
+def public_routes(
+    *,
+    authentication: Authentication,
+    store: Store,
+    catalogs: CatalogSource,
+    settings: Settings,
+    on_key_changed: Callable[[str, KeyRecord | None], None],
+    on_limit_changed: Callable[[str], None],
+    on_account_deleted: Callable[[], None],
+    now: Callable[[], float] = time.time,
+) -> list[Route]:
+    """The first of two routes that match answers. `now` is unix time."""
+
+    def keys(path: str, access: Access, *, management: bool) -> KeysApi:
+        return KeysApi(
+            path=path,
+            access=access,
+            management=management,
+            authentication=authentication,
+            store=store,
+            on_key_changed=on_key_changed,
+            on_limit_changed=on_limit_changed,
+            now=now,
+        )
+
+    accounts = AccountsApi(
+        store=store,
+        signup_nanos=parse_usd(settings.billing.signup_usd),
+        on_key_changed=on_key_changed,
+        on_deleted=on_account_deleted,
+        now=now,
+    )
+    routes = [
+        *ModelsApi(catalogs=catalogs, public_url=settings.server.public_url, now=now).routes(),
+        *KeyApi(store=store, limits=settings.limits, now=now).routes(),
+        *keys("/keys", "management", management=False).routes(),
+        # With a management key one could make more of them, or take them from others: for people alone.
+        *keys("/management-keys", "session", management=True).routes(),
+        *CreditsApi(store=store).routes(),
+        *ActivityApi(store=store, catalogs=catalogs, now=now).routes(),
+        *GenerationApi(store=store, catalogs=catalogs).routes(),
+        *ConsentsApi(store=store, on_key_changed=on_key_changed, now=now).routes(),
+        *accounts.routes(),
+    ]
+    return [*routes, *SiteApi(routes).routes()]
