@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,8 @@ import orjson
 FLUSH_S = 0.1
 PENDING_BYTES_MAX = 4 * 1024 * 1024
 LINE_BYTES_MAX = 16 * 1024
-BLOCK_BYTES_MAX = 4096  # PIPE_BUF: a pipe that several processes write to keeps blocks of this size whole
+PIPE_BLOCK_BYTES_MAX = 4096  # PIPE_BUF: a pipe that several processes write to keeps blocks of this size whole
+FILE_BLOCK_BYTES_MAX = 65536  # a file keeps all whole; each write makes this thread wait for its turn to run
 
 _encoder = msgspec.json.Encoder()
 
@@ -40,6 +42,7 @@ class Log:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._block_bytes_max = FILE_BLOCK_BYTES_MAX if _is_file(fd) else PIPE_BLOCK_BYTES_MAX
         self._torn = False  # the last line that was written has no end
         self.dropped = 0
 
@@ -111,7 +114,7 @@ class Log:
             return
         written = 0
         try:
-            for block in _blocks(lines):
+            for block in _blocks(lines, self._block_bytes_max):
                 self._write_block(b"".join(block))
                 written += len(block)
         except OSError:  # reader gone, disk full: logging trouble is not request trouble
@@ -129,11 +132,18 @@ class Log:
                 self._torn = data[at - 1] != ord("\n")
 
 
-def _blocks(lines: list[bytes]) -> Iterator[list[bytes]]:
-    """Runs of whole lines, each under BLOCK_BYTES_MAX unless one line alone is longer."""
+def _is_file(fd: int) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode)
+    except OSError:
+        return False
+
+
+def _blocks(lines: list[bytes], bytes_max: int) -> Iterator[list[bytes]]:
+    """Runs of whole lines, each under `bytes_max` unless one line alone is longer."""
     start, size = 0, 0
     for end, line in enumerate(lines):
-        if size + len(line) > BLOCK_BYTES_MAX and end > start:
+        if size + len(line) > bytes_max and end > start:
             yield lines[start:end]
             start, size = end, 0
         size += len(line)
