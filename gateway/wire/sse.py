@@ -102,7 +102,9 @@ class Splicer:
             border = block.find(b"\n\n", at)
             event = block[at:border] if border >= 0 else b""  # no border: one more empty line
             at = border + 2 if border >= 0 else len(block)
-            if event.startswith(b"data: ") and b"\n" not in event:
+            if event == b"data: [DONE]":
+                self.done = True
+            elif event.startswith(b"data: ") and b"\n" not in event:
                 out.append(self._data(event[6:]))
             elif event:
                 out.append(self._lines(event.strip(b"\n").split(b"\n")))
