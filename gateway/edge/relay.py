@@ -45,6 +45,11 @@ class StreamAttempt(Attempt):
         self.phase_at = self.started_at + self._headers_s()
         super().start(body)
 
+    def resume(self) -> None:
+        if self.committed:  # what the caller's pause has left of the provider's time is no time to send in
+            self.phase_at = self._exchange.parts.loop.time() + self._idle_s()
+        super().resume()
+
     def phase_expired(self) -> None:
         if self._headers_late():
             return
