@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from random import random
 
 from gateway.domain.errors import (
     CallerGone,
+    ContentRefused,
+    ContextTooLong,
     DeadlineExceeded,
     Draining,
     Forbidden,
@@ -20,7 +23,6 @@ from gateway.domain.errors import (
     Overloaded,
     StoreUnavailable,
     Unauthenticated,
-    UnknownModel,
 )
 from gateway.domain.keys import KeyRecord
 from gateway.edge.admission import quote, worst_nanos
@@ -31,14 +33,15 @@ from gateway.edge.heads import RequestHead
 from gateway.edge.parts import Parts
 from gateway.edge.presented import presented
 from gateway.edge.relay import StreamAttempt
+from gateway.edge.selection import select
 from gateway.edge.settlement import Bill
 from gateway.edge.snapshots import Choice
 from gateway.ledger.book import Hold
+from gateway.routing.budget import backoff_s
 from gateway.wire.envelope import Envelope, Kind, parse
 from gateway.wire.sse import DONE, error_event
 
 KEEPALIVE = b": OPENROUTER PROCESSING\n\n"
-ATTEMPTS_MAX = 8
 
 
 class InferenceExchange:
@@ -59,6 +62,7 @@ class InferenceExchange:
     error: GatewayError | None = None  # how it ended
     bill: Bill | None = None
     _asked = False  # for the key
+    _tried_again = False
     _streaming_begun = False
     _body: bytes | None = None
     _last_error: GatewayError | None = None
@@ -130,17 +134,21 @@ class InferenceExchange:
     def _begin(self, key: KeyRecord, body: bytes) -> None:
         clock = time.perf_counter()
         self._body = None
+        parts = self.parts
         try:
-            self.parts.settlement.require_room()
+            parts.settlement.require_room()
             envelope = self.envelope = parse(body, self.kind)
-            self._choices = self._rank(envelope)
+            presented = self.head.presented
+            session_id = presented.session_id if presented is not None else ""
+            self._choices = list(select(envelope, key, session_id, parts.router, parts.loop.time()))
         except GatewayError as error:
             self._fail(error)
             return
         self.streaming = envelope.stream
         self.created_s = int(time.time())
-        self.generation_id = self.parts.ids.new(self.created_s)
-        admission = self.parts.admission
+        self.generation_id = parts.ids.new(self.created_s)
+        parts.retries.request()
+        admission = parts.admission
         hold = admission.hold_at_once(key, worst_nanos(envelope, self._choices))
         if hold is not None:
             self._on_reserved(hold, None)
@@ -149,18 +157,6 @@ class InferenceExchange:
         self.overhead_s += time.perf_counter() - clock
         if not self.finished and self.attempt is None:  # a lease is awaited
             self.rearm()
-
-    def _rank(self, envelope: Envelope) -> list[Choice]:
-        catalog = self.parts.snapshots.catalog
-        choices: list[Choice] = []
-        for name in (envelope.model, *envelope.models):
-            model = catalog.find(name)
-            if model is None:
-                raise UnknownModel("the model is not a valid model ID; see /api/v1/models")
-            choices += self.parts.snapshots.in_order(model)
-        if not choices:
-            raise NoEndpointAvailable("no provider of this model is in service", retry_after_s=30.0)
-        return choices
 
     # 3. Credit is set aside: at once, unless a lease ran dry.
 
@@ -179,17 +175,18 @@ class InferenceExchange:
 
     def _next_attempt(self) -> None:
         assert self.envelope is not None
-        while self._choices and len(self.attempts) < ATTEMPTS_MAX:
-            choice = self._choices.pop(0)
-            endpoint = choice.endpoint
-            upstream = self.parts.providers.of(endpoint)
+        parts = self.parts
+        while (choice := self._next_choice()) is not None:
+            upstream = parts.providers.of(choice.endpoint)
             if upstream is None:
                 continue
             attempt = (StreamAttempt if self.streaming else AnswerAttempt)(self, choice, upstream)
             self.attempt = attempt
             self.attempts.append(attempt)
             try:
-                attempt.start(self.envelope.body_for(endpoint.upstream_model, choice.limit_name, stream_options=upstream.stream_options))
+                attempt.start(
+                    self.envelope.body_for(choice.endpoint.upstream_model, choice.limit_name, stream_options=upstream.stream_options)
+                )
             except Overloaded as full:
                 attempt.outcome = full.code
                 self._last_error = full
@@ -198,15 +195,48 @@ class InferenceExchange:
         self.attempt = None
         self._fail(self._last_error or NoEndpointAvailable("no provider of this model can be tried now", retry_after_s=1.0))
 
+    def _next_choice(self) -> Choice | None:
+        """The first time the best; then the next that its breaker admits, or where all are ejected any that is not held."""
+        choices, parts = self._choices, self.parts
+        if not self.attempts:
+            return choices.pop(0) if choices else None
+        now = parts.loop.time()
+        if len(self.attempts) >= parts.attempts_max:
+            return None
+        found = next((each for each in choices if each.live.admits(now)), None)
+        found = found or next((each for each in choices if not each.live.is_held(now)), None)
+        if found is None or not parts.retries.take(now):
+            return None
+        choices.remove(found)
+        return found
+
     def attempt_failed(self, error: GatewayError) -> None:
         """Told by the attempt, at most once, never after its first content byte."""
         self._last_error = error
-        if self.finished:
+        failed = self.attempt
+        if self.finished or failed is None:
             return
-        if error.retryable:
+        choices = self._choices
+        if isinstance(error, ContextTooLong):
+            room = failed.choice.context_length
+            choices = self._choices = [each for each in choices if each.context_length > room]
+        elif isinstance(error, ContentRefused):
+            choices = self._choices = [each for each in choices if each.model is not failed.model]
+        elif not error.retryable:
+            choices = self._choices = []
+        if choices:
             self._next_attempt()
+        elif error.transient and not self._tried_again:
+            # Nobody else could serve it: once more, where a moment may have mended it.
+            self._tried_again = True
+            self._choices.append(failed.choice)
+            self.parts.loop.call_later(backoff_s(0, random), self._try_again)
         else:
             self._fail(error)
+
+    def _try_again(self) -> None:
+        if not self.finished:
+            self._next_attempt()
 
     # 5. The answer.
 
@@ -345,6 +375,8 @@ class InferenceExchange:
         self._let_go()
 
     def _let_go(self) -> None:
+        for attempt in self.attempts:
+            attempt.tell_nothing()  # that was not told yet: its endpoint must not wait for it
         # Attempts know their exchange: without this cut every exchange would wait for the cycle collector.
         self._caller = self.attempt = self.hold = None
         self.attempts.clear()
