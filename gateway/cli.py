@@ -115,7 +115,7 @@ def _create_key(arguments: argparse.Namespace) -> int:
 
 
 def _add_credits(arguments: argparse.Namespace) -> int:
-    wish = NewCredits(account_id=arguments.account, usd=arguments.usd, note=arguments.note)
+    wish = NewCredits(account_id=arguments.account, usd=arguments.usd, note=arguments.note, with_fee=arguments.with_fee)
     return _administer(arguments, Command("POST", "/credits", wish, lambda administration: administration.add_credits(wish)))
 
 
@@ -154,7 +154,7 @@ async def _on_store(settings: Settings, command: Command) -> bytes:
     store = await open_store(settings)
     try:
         bookkeeper = Bookkeeper(store=store, folder=Path(settings.journal.dir), release=releaser(store), log=Log("cli"))
-        administration = Administration(store=store, drained=bookkeeper.read_all)
+        administration = Administration(store=store, drained=bookkeeper.read_all, billing=settings.billing)
         return msgspec.json.encode(await command.directly(administration))
     finally:
         await store.close()
@@ -252,6 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--account", required=True, metavar="ID")
     added.add_argument("--usd", required=True, help="such as 5.00")
     added.add_argument("--note", default="", help="kept with the entry")
+    added.add_argument("--with-fee", action="store_true", help="book the fee of a purchase along with it, as paid on top")
 
     _command(_group(commands, "ledger", "the ledger"), "verify", _verify_ledger, "rebuild every balance from its entries")
     return parser

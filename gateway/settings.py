@@ -118,6 +118,7 @@ class Billing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     signup_usd: Decimals = "0"
     purchase_fee_percent: Decimals = "5.5"
     purchase_fee_min_usd: Decimals = "0.80"
+    credits_expire_days: Count = 365
     logging_discount_percent: Decimals = "1"
     charge_broken_streams: bool = False
     overshoot_usd: Decimals = "0.05"

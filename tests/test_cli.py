@@ -74,6 +74,7 @@ def test_accounts_keys_and_credits(gateway: Path) -> None:
 
     added = Done(gateway, "credits", "add", *owner, "--usd", "0.000000001", "--note", "a nano").stdout
     assert json.loads(added, parse_float=Decimal) == {"balance_usd": Decimal("10.000000001")}
+    assert Done(gateway, "credits", "add", *owner, "--usd", "10", "--with-fee").result["fee_usd"] == 0.8
     verified = Done(gateway, "ledger", "verify").result
     assert verified == {"ok": True, "accounts": 1, "generations": 0, "difference_nanos": 0}
 

@@ -13,12 +13,14 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from gateway.control.fees import purchase_fee_nanos
 from gateway.control.passwords import FORM
 from gateway.control.store import Account, Key, LedgerReport, Store
 from gateway.domain import resources
 from gateway.domain.errors import BadRequest
 from gateway.domain.keys import KeyRecord, digest, label, new_secret
 from gateway.domain.money import format_usd, parse_usd
+from gateway.settings import Billing
 
 NAME_MAX = 200
 NOTE_MAX = 500
@@ -46,6 +48,7 @@ class NewCredits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     account_id: str
     usd: str
     note: str = ""
+    with_fee: bool = False  # book the fee of a purchase along with it, as paid on top
 
 
 class AccountCreated(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,11 +64,13 @@ class KeyCreated(msgspec.Struct, frozen=True, kw_only=True):
 
 class CreditsAdded(msgspec.Struct, frozen=True, kw_only=True):
     balance_usd: msgspec.Raw  # a JSON number with all its digits, which no float is in between
+    fee_usd: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # where there is one
 
 
 class Administration:
     """`on_key_changed(digest, record)` is called after each commit that made or changed a key, `on_funded(resource)` after each
-    that may have made more of a leased resource. `drained()` says whether all finished exchanges are in the store.
+    that may have made more of a leased resource. `drained()` says whether all finished exchanges are in the store. `billing` has
+    the allowance of new accounts and the fee of purchases.
     """
 
     def __init__(
@@ -75,14 +80,19 @@ class Administration:
         on_key_changed: Callable[[str, KeyRecord], None] = lambda digest, record: None,
         on_funded: Callable[[str], None] = lambda resource: None,
         drained: Callable[[], Awaitable[bool]],
+        billing: Billing,
     ) -> None:
         self._store = store
+        self._billing = billing
         self._on_key_changed = on_key_changed
         self._on_funded = on_funded
         self._drained = drained
 
     async def create_account(self, wish: NewAccount) -> AccountCreated:
-        """An account with an inference key, a management key and its first credit, all or nothing. Raises Conflict: the email exists."""
+        """An account with an inference key, a management key, its first credit and the allowance, all or nothing.
+
+        Raises Conflict: the email exists.
+        """
         account = Account(
             id=f"user_{secrets.token_hex(12)}",
             email=_email(wish.email),
@@ -91,7 +101,8 @@ class Administration:
         )
         secret, management_secret = new_secret(), new_secret()
         keys = (_key(secret, account.id, "default"), _key(management_secret, account.id, "management", management=True))
-        await self._store.create_account(account, keys, topup_nanos=_nanos("usd", wish.usd))
+        grant_nanos = parse_usd(self._billing.signup_usd)
+        await self._store.create_account(account, keys, topup_nanos=_nanos("usd", wish.usd), grant_nanos=grant_nanos)
         for key in keys:
             self._key_changed(key)
         return AccountCreated(account_id=account.id, key=secret, management_key=management_secret)
@@ -111,9 +122,11 @@ class Administration:
         nanos = _nanos("usd", wish.usd)
         if nanos == 0:
             raise BadRequest("usd: must be more than 0")
-        balance_nanos = await self._store.add_credits(wish.account_id, nanos, note=_text("note", wish.note, 0, NOTE_MAX))
+        fee_nanos = purchase_fee_nanos(nanos, self._billing) if wish.with_fee else 0
+        note = _text("note", wish.note, 0, NOTE_MAX)
+        balance_nanos = await self._store.add_credits(wish.account_id, nanos, note=note, fee_nanos=fee_nanos)
         self._on_funded(resources.balance(wish.account_id))
-        return CreditsAdded(balance_usd=msgspec.Raw(format_usd(balance_nanos).encode()))
+        return CreditsAdded(balance_usd=_number(balance_nanos), fee_usd=_number(fee_nanos) if fee_nanos else msgspec.UNSET)
 
     async def verify_ledger(self) -> LedgerReport:
         """After the journals have drained. Where they do not in time, a ledger that agrees with itself proves nothing yet."""
@@ -152,6 +165,10 @@ def _nanos(field: str, text: str) -> int:
     if nanos < 0:
         raise BadRequest(f"{field}: must not be negative")
     return nanos
+
+
+def _number(nanos: int) -> msgspec.Raw:
+    return msgspec.Raw(format_usd(nanos).encode())
 
 
 def _text(field: str, text: str, length_min: int, length_max: int) -> str:

@@ -26,6 +26,7 @@ from gateway.control.api.key import KeyApi
 from gateway.control.api.models import ModelsApi
 from gateway.control.bookkeeper import Bookkeeper
 from gateway.control.catalog_source import CatalogSource
+from gateway.control.expiry import Expiry
 from gateway.control.leases import LeaseDesk
 from gateway.control.store import RefusalReason, Store
 from gateway.control.store.opening import open_store
@@ -116,7 +117,15 @@ class Control:
         await parts.enter_async_context(_running(desk.run(), "leases"))
         parts.push_async_callback(_last_look, bookkeeper, self._log)
         await parts.enter_async_context(_running(bookkeeper.run(), "bookkeeper"))
-        administration = Administration(store=store, on_key_changed=link.push_key, on_funded=link.push_funded, drained=bookkeeper.drained)
+        expiry = Expiry(store=store, days=self._settings.billing.credits_expire_days, log=self._log)
+        await parts.enter_async_context(_running(expiry.run(), "expiry"))
+        administration = Administration(
+            store=store,
+            on_key_changed=link.push_key,
+            on_funded=link.push_funded,
+            drained=bookkeeper.drained,
+            billing=self._settings.billing,
+        )
         admin = AdminApi(
             administration=administration, catalogs=self._catalogs, telemetry=telemetry, on_reaped=bookkeeper.reaped, log=self._log
         )

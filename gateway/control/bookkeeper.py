@@ -20,12 +20,16 @@ from gateway.domain.errors import StoreUnavailable
 from gateway.link.messages import Committed
 from gateway.log import Log, exception_fields
 
-BATCH_RECORDS = 1000
-BATCH_BYTES = 1024 * 1024
+BATCH_RECORDS = 2000  # takes 20 ms; whoever asks for a lease meanwhile waits that long
+BATCH_BYTES = 2 * 1024 * 1024
 SHARE_BYTES_MIN = 64 * 1024  # of one file in a batch
 COUNT_BYTES = 8 * 1024 * 1024  # looked at per pass and file, to say how many records wait
 POLL_S = 1.0  # how often to look without having been told
-PACE_S = 0.1  # between two batches: at this pace a batch under load has hundreds of records, and one sync serves them all
+PACE_S = 0.1  # from one look at the files to the next
+BUSY_PACE_S = (
+    0.25  # when the last look found many records: a look and its commit cost as much as 100 of them do, so it had better find more
+)
+BUSY_RECORDS = 20
 RETRY_S_MIN = 0.05
 RETRY_S_MAX = 0.5
 DRAIN_S = 5.0
@@ -78,6 +82,7 @@ class Bookkeeper:
         self._owed: set[str] = set()  # edges that wait for Committed
         self._oldest_ms: int | None = None  # of the batch under way
         self._turn = 0
+        self._found = 0  # records, in the last look
         self._wake = asyncio.Event()
         self._passes = 0  # begun
         self._ended = asyncio.Event()  # of the pass under way; replaced by the next one's
@@ -137,7 +142,8 @@ class Bookkeeper:
             self._ended.set()
             self._ended = asyncio.Event()
             if not more:
-                await asyncio.sleep(max(0.0, began_s + PACE_S - loop.time()))
+                pace_s = BUSY_PACE_S if self._found >= BUSY_RECORDS else PACE_S
+                await asyncio.sleep(max(0.0, began_s + pace_s - loop.time()))
                 try:
                     async with asyncio.timeout(POLL_S):
                         await self._wake.wait()
@@ -190,9 +196,9 @@ class Bookkeeper:
             assert self._offsets is not None
         owed, self._owed = self._owed, set()
         try:
-            self._files = await asyncio.to_thread(self._journals.files)
-            reading = await asyncio.to_thread(self._read, self._files, self._offsets)
+            self._files, reading = await asyncio.to_thread(self._look, self._offsets)
             self._counts = reading.counts
+            self._found = sum(len(piece.records) for piece in reading.slices)
             if reading.slices:
                 await self._commit(reading.slices)
             self._tell(reading.slices, owed)
@@ -205,47 +211,55 @@ class Bookkeeper:
         await self._clear_away(self._files)
         return more
 
+    def _look(self, offsets: dict[str, int]) -> tuple[list[JournalFile], _Reading]:
+        """In a thread."""
+        files = self._journals.files()
+        return files, self._read(files, offsets)
+
     def _read(self, files: list[JournalFile], offsets: dict[str, int]) -> _Reading:
-        """In a thread. Of each edge the oldest file that is not read to its end, each in its turn."""
+        """Of each edge the oldest file that is not read to its end, each in its turn."""
         reading = _Reading()
         heads: dict[str, JournalFile] = {}
         for file in files:
             if file.name not in self._cut and offsets.get(file.name, 0) < file.size:
                 heads.setdefault(file.incarnation, file)
-                offset = offsets.get(file.name, 0)
-                counted_to, count = self._counts.get(file.name, (offset, 0))
-                more, counted_to = self._journals.count(file, counted_to, bytes_max=COUNT_BYTES)
-                reading.counts[file.name] = (counted_to, count + more)
         order = list(heads.values())
         self._turn = (self._turn + 1) % max(1, len(order))
         bytes_left, records_left = BATCH_BYTES, BATCH_RECORDS
         for file in order[self._turn :] + order[: self._turn]:
-            if bytes_left <= 0 or records_left <= 0:
-                break
             start = offsets.get(file.name, 0)
-            piece = self._journals.read(
-                file,
-                start,
-                bytes_max=min(bytes_left, max(SHARE_BYTES_MIN, BATCH_BYTES // len(order))),
-                records_max=min(records_left, max(1, BATCH_RECORDS // len(order))),
-            )
-            batch = piece.batch
-            if batch.consumed:
-                bytes_left -= batch.consumed
-                records_left -= len(batch.generations) + len(batch.corrupt)
-                reading.slices.append(
-                    JournalSlice(file.name, file.incarnation, start, start + batch.consumed, batch.generations, batch.corrupt)
+            end, found = start, 0
+            if bytes_left > 0 and records_left > 0:
+                piece = self._journals.read(
+                    file,
+                    start,
+                    bytes_max=min(bytes_left, max(SHARE_BYTES_MIN, BATCH_BYTES // len(order))),
+                    records_max=min(records_left, max(1, BATCH_RECORDS // len(order))),
                 )
-            elif piece.torn_bytes:
-                reading.torn.append((file, piece.torn_bytes, batch.unreadable))
-            else:
-                reading.waiting.add(file.incarnation)
+                end, found = start + piece.consumed, len(piece.records) + len(piece.corrupt)
+                bytes_left -= piece.consumed
+                records_left -= found
+                if piece.consumed:
+                    reading.slices.append(JournalSlice(file.name, file.incarnation, start, end, piece.records, piece.corrupt))
+                elif piece.torn_bytes:
+                    reading.torn.append((file, piece.torn_bytes, piece.unreadable))
+                else:
+                    reading.waiting.add(file.incarnation)
+            reading.counts[file.name] = self._count(file, end, found)
         return reading
+
+    def _count(self, file: JournalFile, end: int, found: int) -> tuple[int, int]:
+        """Of a file, `found` records of which were read to byte `end`: counted to where, and how many. What was counted stays so."""
+        counted_to, count = self._counts.get(file.name, (0, 0))
+        if counted_to < end:
+            counted_to, count = end, found
+        more, counted_to = self._journals.count(file, counted_to, bytes_max=COUNT_BYTES)
+        return counted_to, count + more
 
     async def _commit(self, slices: Sequence[JournalSlice]) -> None:
         assert self._offsets is not None
         offsets = self._offsets
-        self._oldest_ms = min((generation.created_at_ms for piece in slices for generation in piece.generations), default=None)
+        self._oldest_ms = _oldest_ms(slices)
         began_s = time.monotonic()
         try:
             applied = await self._store.apply_journal(slices)
@@ -257,8 +271,8 @@ class Bookkeeper:
         self.revenue_nanos += applied.charged_nanos
         for piece in slices:
             offsets[piece.file] = piece.end
-            counted_to, count = self._counts.pop(piece.file, (0, 0))
-            left = count - len(piece.generations) - len(piece.corrupt)
+            counted_to, count = self._counts.pop(piece.file)
+            left = count - len(piece.records) - len(piece.corrupt)
             if counted_to > piece.end and left > 0:
                 self._counts[piece.file] = (counted_to, left)
         if applied.exists:
@@ -335,3 +349,16 @@ class Bookkeeper:
             await self._store.forget_journals(known)
             for name in known:
                 del self._offsets[name]
+
+
+def _oldest_ms(slices: Iterable[JournalSlice]) -> int | None:
+    """When the first exchange of a batch ended, as its edge says; they are written in about that order."""
+    times = [_time_decoder.decode(piece.records[0]).created_at_ms for piece in slices if piece.records]
+    return min(times, default=None)
+
+
+class _Time(msgspec.Struct):
+    created_at_ms: int
+
+
+_time_decoder = msgspec.msgpack.Decoder(_Time)

@@ -13,6 +13,7 @@ import fcntl
 import os
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -38,10 +39,13 @@ class JournalFile(msgspec.Struct, frozen=True, kw_only=True):
     abandoned: bool  # closed because its writer is dead
 
 
-class Piece(msgspec.Struct, frozen=True):
-    """What was read of a file."""
+class Piece(msgspec.Struct):
+    """What was read of a file: the records of `consumed` bytes, still encoded, since a store keeps them as they are."""
 
-    batch: records.Batch
+    records: list[bytes]
+    corrupt: list[bytes]  # whole damaged records, frame included
+    consumed: int
+    unreadable: bool = False  # no record boundary can be found after that
     torn_bytes: int = 0  # of a closed file: what follows the last record that can be read
 
 
@@ -79,13 +83,13 @@ class Journals:
     def read(self, file: JournalFile, start: int, *, bytes_max: int, records_max: int) -> Piece:
         """Records from byte `start` on; at least one if there is a whole one. Raises OSError."""
         data = self._bytes(file.name, start, min(bytes_max, file.size - start))
-        batch = records.decode(data, records_max)
-        if batch.consumed == 0 and not batch.unreadable and len(data) < file.size - start:
+        piece = split(data, records_max)
+        if piece.consumed == 0 and not piece.unreadable and len(data) < file.size - start:
             data = self._bytes(file.name, start, min(records.HEADER.size + records.RECORD_BYTES_MAX, file.size - start))
-            batch = records.decode(data, records_max)
-        left = file.size - start - batch.consumed
-        is_torn = file.closed and left > 0 and batch.consumed == 0
-        return Piece(batch, left if is_torn else 0)
+            piece = split(data, records_max)
+        if file.closed and piece.consumed == 0:
+            piece.torn_bytes = file.size - start
+        return piece
 
     def count(self, file: JournalFile, start: int, *, bytes_max: int) -> tuple[int, int]:
         """How many whole records begin at byte `start`, and where they end; looks at `bytes_max` at most. Raises OSError."""
@@ -139,3 +143,27 @@ class Journals:
         finally:
             os.close(fd)
         return True
+
+
+def split(data: bytes, records_max: int) -> Piece:
+    """The whole records at the start of `data`, at most `records_max` of them. Never raises; what they say is not looked at."""
+    whole: list[bytes] = []
+    corrupt: list[bytes] = []
+    header, header_bytes, crc32 = records.HEADER.unpack_from, records.HEADER.size, zlib.crc32
+    at, last, unreadable = 0, len(data) - header_bytes, False
+    while at <= last and len(whole) + len(corrupt) < records_max:
+        length, checksum = header(data, at)
+        if not 0 < length <= records.RECORD_BYTES_MAX:
+            unreadable = True
+            break
+        begin = at + header_bytes
+        end = begin + length
+        if end > len(data):
+            break
+        payload = data[begin:end]
+        if crc32(payload) == checksum:
+            whole.append(payload)
+        else:
+            corrupt.append(data[at:end])
+        at = end
+    return Piece(whole, corrupt, at, unreadable)

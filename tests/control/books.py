@@ -29,7 +29,7 @@ class Books:
         self.committed: list[tuple[str, Committed]] = []
         self.refused: list[str] = []
         self.released: list[str] = []
-        reader, self._log_fd = os.pipe()
+        reader, self.log_fd = os.pipe()
         os.set_blocking(reader, False)
         self._log_reader = io.FileIO(reader)
 
@@ -48,7 +48,7 @@ class Books:
             is_joined=self.joined.__contains__,
             on_committed=lambda incarnation, committed: self.committed.append((incarnation, committed)),
             on_refused=self.refused.append,
-            log=Log("test", fd=self._log_fd),
+            log=Log("test", fd=self.log_fd),
         )
 
     def logged(self) -> list[dict[str, Any]]:
@@ -61,4 +61,4 @@ class Books:
     async def close(self) -> None:
         await self.store.close()
         self._log_reader.close()
-        os.close(self._log_fd)
+        os.close(self.log_fd)

@@ -87,8 +87,9 @@ class Reader:
     async def journal(self, *generations: Generation) -> None:
         """As control's journal reader posts them."""
         start, self._journaled = self._journaled, self._journaled + 100 * len(generations)
+        records = [msgspec.msgpack.encode(each) for each in generations]
         await self.store.apply_journal(
-            [JournalSlice(file="edge-0-a.1", incarnation="a", start=start, end=self._journaled, generations=generations)]
+            [JournalSlice(file="edge-0-a.1", incarnation="a", start=start, end=self._journaled, records=records)]
         )
 
     async def get(self, path: str, secret: str | None, status: int = 200, headers: Mapping[str, str] | None = None) -> Any:

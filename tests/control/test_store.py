@@ -138,8 +138,8 @@ async def test_entries_are_append_only(store: SqliteStore, path: Path) -> None:
     [
         ("UPDATE balances SET nanos = nanos + 7 WHERE book = 'user_ann'", "user_ann"),
         ("DELETE FROM balances WHERE book = 'user_ann'", "user_ann"),
-        ("INSERT INTO entries (transaction_id, book, amount_nanos) SELECT id, 'user_ann', 7 FROM transactions", "txn_"),
-        ("INSERT INTO transactions VALUES ('txn_empty', 'topup', '', 0)", "txn_empty"),
+        ("INSERT INTO entries (transaction_number, book, amount_nanos) SELECT number, 'user_ann', 7 FROM transactions", "transaction 1"),
+        ("INSERT INTO transactions VALUES (7, 'topup', 'empty', '', 0)", "transaction 7"),
         ("DROP TRIGGER entries_keep_values; UPDATE entries SET book = 'user_gone' WHERE book = 'user_ann'", "user_gone"),
     ],
 )
@@ -150,7 +150,7 @@ async def test_tampering_shows(store: SqliteStore, path: Path, tampering: str, n
     report = await store.verify_ledger()
     assert report.ok is False
     assert any(problem.startswith(named) for problem in report.problems)
-    assert report.difference_nanos > 0 or named == "txn_empty"
+    assert report.difference_nanos > 0 or named == "transaction 7"
 
 
 async def test_only_one_process_has_the_store_open(store: SqliteStore, path: Path) -> None:

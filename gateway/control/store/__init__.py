@@ -18,11 +18,16 @@ from gateway.domain.keys import KeyRecord
 from gateway.domain.resources import LimitReset
 
 RefusalReason = Literal["corrupt", "unreadable", "unknown_account", "out_of_range", "conflict", "invalid"]
-TransactionKind = Literal["topup", "grant", "usage", "refund", "adjustment"]
+TransactionKind = Literal["topup", "grant", "usage", "refund", "adjustment", "expiry"]
+
+CreditKind = Literal["topup", "grant", "refund", "adjustment"]
 
 OWN_BOOKS = "gateway:"  # prefix of the gateway's own books; account ids begin with "user_"
-FUNDING_BOOK = OWN_BOOKS + "funding"  # where operators' top-ups come from
+FUNDING_BOOK = OWN_BOOKS + "funding"  # where money that was paid comes from, and refunds go
+FEES_BOOK = OWN_BOOKS + "fees"  # what was paid on top of purchases
 GRANTS_BOOK = OWN_BOOKS + "grants"  # where credit that nobody paid for comes from
+ADJUSTMENTS_BOOK = OWN_BOOKS + "adjustments"  # what an operator put right
+EXPIRED_BOOK = OWN_BOOKS + "expired"  # where credit goes that nobody used in time
 REVENUE_BOOK = OWN_BOOKS + "revenue"  # where usage goes
 
 
@@ -98,6 +103,32 @@ class Credits(msgspec.Struct, frozen=True, kw_only=True):
     used_nanos: int = 0
 
 
+class CreditChange(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of an account's credit by anything but usage and time.
+
+    `reference` says what it stands for ("stripe:pi_...", "refund:..."), for ever: told again, it changes nothing more.
+    """
+
+    account_id: str
+    kind: CreditKind
+    nanos: int  # what the account gets: less than 0 for a refund, more for a top-up and a grant, either for an adjustment
+    reference: str
+    fee_nanos: int = 0  # of a top-up: paid on top of `nanos`, and kept
+    note: str = ""
+
+
+class CreditChanged(msgspec.Struct, frozen=True, kw_only=True):
+    balance_nanos: int
+    exists: bool = False  # it had been made already
+
+
+class Expired(msgspec.Struct, frozen=True, kw_only=True):
+    """Credit that an account lost to time."""
+
+    account_id: str
+    nanos: int
+
+
 class JournalSlice(msgspec.Struct, frozen=True):
     """Consecutive records of one journal file, from byte `start` to byte `end`."""
 
@@ -105,7 +136,7 @@ class JournalSlice(msgspec.Struct, frozen=True):
     incarnation: str  # of the edge that wrote it
     start: int
     end: int
-    generations: Sequence[Generation] = ()
+    records: Sequence[bytes] = ()  # each a Generation as MessagePack
     corrupt: Sequence[bytes] = ()  # whole damaged records
 
 
@@ -165,8 +196,8 @@ class Store(Protocol):
     All methods raise StoreUnavailable when the database does not answer.
     """
 
-    async def create_account(self, account: Account, keys: Sequence[Key], *, topup_nanos: int) -> None:
-        """Add an account with its first keys and its first credit (0: none).
+    async def create_account(self, account: Account, keys: Sequence[Key], *, topup_nanos: int, grant_nanos: int = 0) -> None:
+        """Add an account with its first keys and its first credit (0: none), paid for or granted.
 
         Raises Conflict: the email exists. BadRequest: the amount is out of range.
         """
@@ -185,8 +216,21 @@ class Store(Protocol):
     async def list_keys(self, account_id: str, *, offset: int = 0, limit: int = 100) -> list[Key]:
         """Newest first."""
 
-    async def add_credits(self, account_id: str, nanos: int, *, note: str) -> int:
-        """Top up an account; its new balance in nanos. Raises NotFound, BadRequest (not positive, out of range)."""
+    async def change_credit(self, change: CreditChange) -> CreditChanged:
+        """The one door for credit that is not usage: each change once by its reference, with its counter-entry.
+
+        Raises NotFound (no such account), BadRequest (the amount or a balance is out of range, or a refund is of more than was
+        paid), Conflict (the reference stands for another change).
+        """
+
+    async def add_credits(self, account_id: str, nanos: int, *, note: str, fee_nanos: int = 0) -> int:
+        """An operator's top-up, under a reference of its own; the new balance in nanos. Raises as `change_credit`."""
+
+    async def expire_credits(self, *, before_ms: int, now_ms: int) -> list[Expired]:
+        """Take away what is left of credit that came before `before_ms`, the oldest being used first.
+
+        What edges may be spending now (their leases) stays until it has come back.
+        """
 
     async def balance(self, account_id: str) -> int:
         """Nanos; 0 for an account without entries."""

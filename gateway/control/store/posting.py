@@ -1,67 +1,203 @@
 """What a batch of finished exchanges comes to in the books. Pure: state in, sums out, for any store to write.
 
-Exactly once is decided here: a generation that is known with the same charge is passed over, one with another charge
-is refused and the first stands. What edges and providers say is checked for range, so that no sum can wrap.
+Of a record only what the books need is decoded, and records are summed by what they have in common: at thousands a second
+this is most of control's work. What edges and providers say is checked for range, so that no sum can wrap. Exactly
+once is decided by the store's unique ids; here a generation that is known with the same charge is passed over, one with
+another charge is refused and the first stands.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from gateway.control.store import REVENUE_BOOK, JournalSlice, RefusalReason, Refused
-from gateway.domain.generation import Generation
 from gateway.domain.money import AMOUNT_NANOS_MAX
 
 OWN_BOOK_NANOS_MAX = 2**63 - 1  # the gateway's own books face all accounts together
 TOKENS_MAX = 2**40  # of one generation; eight million such days fit one sum
 CREATED_AT_MS_MAX = 253_402_300_799_999  # the end of year 9999, beyond which there are no dates
 SETTLES_MAX = 8  # resources of one generation
+DAY_MS = 86_400_000
 
-_encoder = msgspec.msgpack.Encoder()
-
-
-class State(msgspec.Struct):
-    """What the store knows of a batch beforehand."""
-
-    accounts: set[str]  # of those named, the ones that exist
-    charged: dict[str, tuple[str, int]]  # generations that exist: id -> (account, nanos)
-    balances: dict[str, int]  # of these accounts and the revenue book; absent: 0
+_Tokens = Annotated[int, Meta(ge=0, le=TOKENS_MAX)]
 
 
-class DailyKey(msgspec.Struct, frozen=True, array_like=True):
-    """Names one row of the daily roll-up."""
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: _Tokens
+    completion_tokens: _Tokens
+    cached_tokens: _Tokens = 0
+    reasoning_tokens: _Tokens = 0
 
+
+class _Record(msgspec.Struct, gc=False):
+    """What the books need of a Generation. The decoder checks the ranges; the rest of the bytes it skips."""
+
+    id: str
     account_id: str
-    day: str
     key_digest: str
+    created_at_ms: Annotated[int, Meta(ge=0, le=CREATED_AT_MS_MAX)]
     model: str
-    endpoint_id: str
-    provider: str
+    endpoint_id: str = ""
+    provider: str = ""
+    error: str = ""
+    usage: _Usage | None = None
+    charged_nanos: Annotated[int, Meta(ge=0, le=AMOUNT_NANOS_MAX)] = 0
+    settles: Annotated[tuple[str, ...], Meta(max_length=SETTLES_MAX)] = ()
 
 
-class DailySums(msgspec.Struct, array_like=True):
-    requests: int = 0
-    served: int = 0  # a provider made something
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    reasoning_tokens: int = 0
+class _AnyUsage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
     cached_tokens: int = 0
-    nanos: int = 0
+    reasoning_tokens: int = 0
+
+
+class _AnyRecord(msgspec.Struct):
+    """The same without ranges: tells a record that says too much from one that says nothing."""
+
+    id: str
+    account_id: str
+    key_digest: str
+    created_at_ms: int
+    model: str
+    endpoint_id: str = ""
+    provider: str = ""
+    error: str = ""
+    usage: _AnyUsage | None = None
+    charged_nanos: int = 0
+    settles: tuple[str, ...] = ()
+
+
+_decoder = msgspec.msgpack.Decoder(_Record)
+_any_decoder = msgspec.msgpack.Decoder(_AnyRecord)
+
+# What names one row of the daily roll-up: (account, day, key, model, endpoint, provider).
+Daily = tuple[str, str, str, str, str, str]
+# (requests, served, prompt, completion, reasoning, cached tokens, nanos)
+Sums = tuple[int, int, int, int, int, int, int]
+
+
+class Group:
+    """Records that count alike but for their numbers."""
+
+    __slots__ = ("daily", "file", "incarnation", "payloads", "records", "settles")
+
+    def __init__(self, record: _Record, piece: JournalSlice) -> None:
+        day = _day(record.created_at_ms // DAY_MS)
+        self.daily: Daily = (record.account_id, day, record.key_digest, record.model, record.endpoint_id, record.provider)
+        self.settles = record.settles
+        self.incarnation = piece.incarnation
+        self.file = piece.file
+        self.records: list[_Record] = []
+        self.payloads: list[bytes] = []
+
+    @property
+    def account_id(self) -> str:
+        return self.daily[0]
+
+    def refused(self, reason: RefusalReason) -> list[Refused]:
+        """All of them."""
+        return [Refused(self.file, reason, record.id, payload) for record, payload in zip(self.records, self.payloads, strict=True)]
+
+    def sums(self) -> Sums:
+        used = [record.usage for record in self.records if record.usage is not None]
+        unserved = [record for record in self.records if record.error and (record.usage is None or record.usage.completion_tokens == 0)]
+        return (
+            len(self.records),
+            len(self.records) - len(unserved),
+            sum([usage.prompt_tokens for usage in used]),
+            sum([usage.completion_tokens for usage in used]),
+            sum([usage.reasoning_tokens for usage in used]),
+            sum([usage.cached_tokens for usage in used]),
+            sum([record.charged_nanos for record in self.records]),
+        )
+
+
+@functools.lru_cache(64)
+def _day(number: int) -> str:
+    return datetime.datetime.fromtimestamp(number * DAY_MS // 1000, datetime.UTC).date().isoformat()
+
+
+class Batch:
+    """The records of some slices, grouped; and those that cannot be posted, whatever the store knows."""
+
+    def __init__(self, slices: Iterable[JournalSlice], known: dict[str, tuple[str, int]] | None = None) -> None:
+        """`known`: generations that exist, id -> (account, nanos), and added to. None: take all for new."""
+        self.exists = 0
+        self.refused: list[Refused] = []
+        self._groups: dict[tuple[object, ...], Group] = {}
+        for piece in slices:
+            self.refused.extend(Refused(piece.file, "corrupt", "", record) for record in piece.corrupt)
+            self._read(piece, known)
+
+    @property
+    def groups(self) -> Iterable[Group]:
+        return self._groups.values()
+
+    def _read(self, piece: JournalSlice, known: dict[str, tuple[str, int]] | None) -> None:
+        groups, decode, incarnation = self._groups, _decoder.decode, piece.incarnation
+        for payload in piece.records:
+            try:
+                record = decode(payload)
+            except msgspec.DecodeError:
+                self.refused.append(_unfit(piece.file, payload))
+                continue
+            if known is not None and self._is_known(record, piece.file, payload, known):
+                continue
+            name = (
+                record.account_id, record.key_digest, record.model, record.endpoint_id, record.provider,
+                record.created_at_ms // DAY_MS, record.settles, incarnation,
+            )  # fmt: skip
+            group = groups.get(name)
+            if group is None:
+                group = groups[name] = Group(record, piece)
+            group.records.append(record)
+            group.payloads.append(payload)
+
+    def _is_known(self, record: _Record, file: str, payload: bytes, known: dict[str, tuple[str, int]]) -> bool:
+        charge = (record.account_id, record.charged_nanos)
+        before = known.setdefault(record.id, charge)
+        if before is charge:
+            return False
+        if before == charge:
+            self.exists += 1
+        else:
+            self.refused.append(Refused(file, "conflict", record.id, payload))
+        return True
+
+
+def _unfit(file: str, payload: bytes) -> Refused:
+    try:
+        return Refused(file, "out_of_range", _any_decoder.decode(payload).id, payload)
+    except msgspec.DecodeError:
+        return Refused(file, "corrupt", "", payload)
+
+
+def ids_of(slices: Iterable[JournalSlice]) -> list[str]:
+    """Of all records that have one."""
+    return [record.id for group in Batch(slices).groups for record in group.records]
+
+
+class OutOfRange(ValueError):
+    """A balance would leave its range by this batch, though each of its records is within."""
 
 
 class Posting(msgspec.Struct):
     """What to write."""
 
-    generations: list[Generation] = []
+    groups: dict[str, list[Group]] = {}  # by account
     exists: int = 0
-    refused: list[Refused] = []
+    refused: Sequence[Refused] = ()
     balances: dict[str, int] = {}  # books that change -> their new balance
     used: dict[str, int] = {}  # account -> nanos more
     settled: dict[tuple[str, str], int] = {}  # (resource, incarnation) -> nanos more
-    daily: dict[DailyKey, DailySums] = {}
+    daily: dict[Daily, Sums] = {}  # more of each
     keys: dict[str, tuple[int, int]] = {}  # digest -> (requests, nanos) more
 
     @property
@@ -69,75 +205,41 @@ class Posting(msgspec.Struct):
         return sum(self.used.values())
 
 
-def posting(slices: Iterable[JournalSlice], state: State) -> Posting:
-    """The whole batch in its order. Repeats within the batch count once, too."""
-    result = Posting()
-    charged = dict(state.charged)
-    balances = dict(state.balances)
-    for piece in slices:
-        result.refused.extend(Refused(piece.file, "corrupt", "", record) for record in piece.corrupt)
-        for generation in piece.generations:
-            known = charged.get(generation.id)
-            if known == (generation.account_id, generation.charged_nanos):
-                result.exists += 1
-                continue
-            reason = "conflict" if known is not None else _reason_to_refuse(generation, state.accounts, balances)
-            if reason is not None:
-                result.refused.append(refused(piece.file, reason, generation))
-                continue
-            charged[generation.id] = (generation.account_id, generation.charged_nanos)
-            _post(result, piece.incarnation, generation, balances)
+def posting(batch: Batch, *, accounts: set[str], balances: dict[str, int]) -> Posting:
+    """`accounts`: of those named the ones that exist; `balances`: of them and the revenue book, absent means 0.
+
+    Raises OutOfRange: then its records must be posted one by one to find which of them fit.
+    """
+    result = Posting(exists=batch.exists)
+    refused = list(batch.refused)
+    for group in batch.groups:
+        if group.account_id in accounts:
+            _add(result, group)
+        else:
+            refused += group.refused("unknown_account")
+    result.refused = refused
+    for account, nanos in result.used.items():
+        result.balances[account] = balances.get(account, 0) - nanos
+        if result.balances[account] < -AMOUNT_NANOS_MAX:
+            raise OutOfRange(account)
+    if charged := result.charged_nanos:
+        result.balances[REVENUE_BOOK] = balances.get(REVENUE_BOOK, 0) + charged
+        if result.balances[REVENUE_BOOK] > OWN_BOOK_NANOS_MAX:
+            raise OutOfRange(REVENUE_BOOK)
     return result
 
 
-def refused(file: str, reason: RefusalReason, generation: Generation) -> Refused:
-    return Refused(file, reason, generation.id, _encoder.encode(generation))
-
-
-def _reason_to_refuse(generation: Generation, accounts: set[str], balances: dict[str, int]) -> RefusalReason | None:
-    if generation.account_id not in accounts:
-        return "unknown_account"
-    nanos = generation.charged_nanos
-    usage = generation.usage
-    tokens: Sequence[int] = ()
-    if usage is not None:
-        tokens = (usage.prompt_tokens, usage.completion_tokens, usage.reasoning_tokens, usage.cached_tokens)
-    fits = (
-        0 <= nanos <= AMOUNT_NANOS_MAX
-        and 0 <= generation.created_at_ms <= CREATED_AT_MS_MAX
-        and all(0 <= count <= TOKENS_MAX for count in tokens)
-        and len(generation.settles) <= SETTLES_MAX
-        and balances.get(generation.account_id, 0) - nanos >= -AMOUNT_NANOS_MAX
-        and balances.get(REVENUE_BOOK, 0) + nanos <= OWN_BOOK_NANOS_MAX
-    )
-    return None if fits else "out_of_range"
-
-
-def _post(result: Posting, incarnation: str, generation: Generation, balances: dict[str, int]) -> None:
-    result.generations.append(generation)
-    nanos = generation.charged_nanos
-    account = generation.account_id
+def _add(result: Posting, group: Group) -> None:
+    sums = group.sums()
+    requests, nanos = sums[0], sums[-1]
+    account, digest = group.account_id, group.daily[2]
+    result.groups.setdefault(account, []).append(group)
     if nanos:
-        for book, change in ((account, -nanos), (REVENUE_BOOK, nanos)):
-            balances[book] = result.balances[book] = balances.get(book, 0) + change
         result.used[account] = result.used.get(account, 0) + nanos
-        for resource in generation.settles:
-            row = (resource, incarnation)
+        for resource in group.settles:
+            row = (resource, group.incarnation)
             result.settled[row] = result.settled.get(row, 0) + nanos
-    requests, spent = result.keys.get(generation.key_digest, (0, 0))
-    result.keys[generation.key_digest] = (requests + 1, spent + nanos)
-    sums = result.daily.setdefault(_daily_key(generation), DailySums())
-    sums.requests += 1
-    sums.nanos += nanos
-    usage = generation.usage
-    sums.served += not generation.error or (usage is not None and usage.completion_tokens > 0)
-    if usage is not None:
-        sums.prompt_tokens += usage.prompt_tokens
-        sums.completion_tokens += usage.completion_tokens
-        sums.reasoning_tokens += usage.reasoning_tokens
-        sums.cached_tokens += usage.cached_tokens
-
-
-def _daily_key(generation: Generation) -> DailyKey:
-    day = datetime.datetime.fromtimestamp(generation.created_at_ms // 1000, datetime.UTC).date().isoformat()
-    return DailyKey(generation.account_id, day, generation.key_digest, generation.model, generation.endpoint_id, generation.provider)
+    counted, spent = result.keys.get(digest, (0, 0))
+    result.keys[digest] = (counted + requests, spent + nanos)
+    before = result.daily.get(group.daily)
+    result.daily[group.daily] = sums if before is None else tuple(map(sum, zip(before, sums, strict=True)))  # type: ignore[assignment]

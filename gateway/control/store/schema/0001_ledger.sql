@@ -24,22 +24,27 @@ CREATE TABLE keys (
 CREATE INDEX keys_of_account ON keys (account_id, created_at_ms);
 
 CREATE TABLE transactions (
-    id            TEXT PRIMARY KEY,
-    kind          TEXT NOT NULL CHECK (kind IN ('topup', 'grant', 'usage', 'refund', 'adjustment')),
+    number        INTEGER PRIMARY KEY,
+    kind          TEXT NOT NULL CHECK (kind IN ('topup', 'grant', 'usage', 'refund', 'adjustment', 'expiry')),
+    reference     TEXT,                      -- what it stands for outside of the ledger: nothing is posted twice under one
     note          TEXT NOT NULL DEFAULT '',
-    created_at_ms INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
+    created_at_ms INTEGER NOT NULL,
+    CHECK ((reference IS NULL) = (kind = 'usage'))  -- usage stands for the generations of its entries
+) STRICT;
+
+CREATE UNIQUE INDEX transactions_of_reference ON transactions (reference) WHERE reference IS NOT NULL;
+CREATE INDEX transactions_of_credit ON transactions (created_at_ms) WHERE kind <> 'usage';
 
 -- The entries of one transaction sum to zero. A book is an account's id, or one of the gateway's own ("gateway:...").
 CREATE TABLE entries (
-    id             INTEGER PRIMARY KEY,
-    transaction_id TEXT NOT NULL REFERENCES transactions (id),
-    book           TEXT NOT NULL,
-    amount_nanos   INTEGER NOT NULL CHECK (amount_nanos <> 0)
+    number             INTEGER PRIMARY KEY,
+    transaction_number INTEGER NOT NULL REFERENCES transactions (number),
+    book               TEXT NOT NULL,
+    amount_nanos       INTEGER NOT NULL      -- 0 only where all generations of an entry were free
 ) STRICT;
 
-CREATE INDEX entries_of_transaction ON entries (transaction_id);
-CREATE INDEX entries_of_book ON entries (book, id);
+CREATE INDEX entries_of_transaction ON entries (transaction_number);
+CREATE INDEX entries_of_book ON entries (book);
 
 -- What the entries of each book add up to, kept beside them so that no reader has to sum.
 CREATE TABLE balances (

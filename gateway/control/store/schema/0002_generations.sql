@@ -1,18 +1,13 @@
 -- Generations with their roll-ups, the leases that edges spend from, and how far each journal file was read.
 
+-- A row's number is that of the entry that charged it times 4,096, plus its place. So rows are only ever appended, those of
+-- one entry, which is one account's part of a batch, lie together, and the entries are the index that leads to them.
 CREATE TABLE generations (
-    id            TEXT PRIMARY KEY,          -- begins with its second, so that new rows lie together
-    account_id    TEXT NOT NULL REFERENCES accounts (id),
-    key_digest    TEXT NOT NULL,             -- no reference: a key may be deleted, what it did stays
-    created_at_ms INTEGER NOT NULL,
-    model         TEXT NOT NULL,
-    endpoint_id   TEXT NOT NULL,             -- '' when no attempt served
-    provider      TEXT NOT NULL,
+    number        INTEGER PRIMARY KEY,
+    id            TEXT NOT NULL UNIQUE,      -- begins with its second, so that new ones lie together here, too
     charged_nanos INTEGER NOT NULL CHECK (charged_nanos BETWEEN 0 AND 4611686018427387904),
-    record        BLOB NOT NULL              -- the whole Generation as MessagePack
+    record        BLOB NOT NULL              -- the whole Generation as MessagePack, in the bytes of the journal
 ) STRICT;
-
-CREATE INDEX generations_of_account ON generations (account_id, created_at_ms);
 
 CREATE TABLE usage_daily (
     account_id        TEXT NOT NULL,
@@ -52,7 +47,7 @@ SELECT e.book,
        SUM(CASE WHEN t.kind = 'usage' THEN 0 ELSE e.amount_nanos END),
        SUM(CASE WHEN t.kind IN ('topup', 'refund') THEN e.amount_nanos ELSE 0 END),
        SUM(CASE WHEN t.kind = 'usage' THEN -e.amount_nanos ELSE 0 END)
-FROM entries e JOIN transactions t ON t.id = e.transaction_id JOIN accounts a ON a.id = e.book GROUP BY e.book;
+FROM entries e JOIN transactions t ON t.number = e.transaction_number JOIN accounts a ON a.id = e.book GROUP BY e.book;
 
 -- Totals since the edge started: what it was granted of a resource, and what of that its journal has settled.
 CREATE TABLE leases (

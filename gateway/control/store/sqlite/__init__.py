@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,11 +19,13 @@ from typing import Any, Self
 import aiosqlite
 
 from gateway.control.store import (
-    FUNDING_BOOK,
     REVENUE_BOOK,
     Account,
     Applied,
+    CreditChange,
+    CreditChanged,
     Credits,
+    Expired,
     JournalSlice,
     Key,
     KeyUsage,
@@ -31,8 +35,8 @@ from gateway.control.store import (
 )
 from gateway.control.store.lock import StoreLock
 from gateway.control.store.migrations import migrate, read_migrations
-from gateway.control.store.sqlite import accounts, generations, ledger
-from gateway.control.store.sqlite.database import connect, listed, translated
+from gateway.control.store.sqlite import accounts, credits, generations, ledger
+from gateway.control.store.sqlite.database import Connection, connect, cut_log, listed, translated
 from gateway.control.store.sqlite.leases import SqliteLeaseBook
 from gateway.domain.errors import BadRequest, StoreUnavailable
 from gateway.domain.generation import Generation
@@ -40,13 +44,15 @@ from gateway.domain.keys import KeyRecord
 from gateway.domain.money import AMOUNT_NANOS_MAX
 
 WAL_BYTES_KEPT = 4 * 1024 * 1024  # the log is cut back to this after a checkpoint; readers may have let it grow
+WAL_BYTES_MAX = 48 * 1024 * 1024  # with a log this long, held by somebody's long read, charges wait in the journal
+CACHE_KIB = 32 * 1024  # of the writer: what a batch touches stays in memory, however many accounts it is about
 LOCK_RETRY_S = 0.05
 
 
 class SqliteStore:
     """`Store` on one SQLite file. Made by `open`, ended by `close`."""
 
-    def __init__(self, lock: StoreLock, writer: aiosqlite.Connection, reader: aiosqlite.Connection, path: Path) -> None:
+    def __init__(self, lock: StoreLock, writer: Connection, reader: aiosqlite.Connection, path: Path) -> None:
         self._lock = lock
         self._writer = writer
         self._reader = reader
@@ -73,6 +79,8 @@ class SqliteStore:
                 await writer.execute("PRAGMA synchronous = FULL")
                 await writer.execute("PRAGMA foreign_keys = ON")
                 await writer.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
+                await writer.execute("PRAGMA temp_store = MEMORY")
+                await writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
                 await migrate(writer, read_migrations())
                 reader = await connect(path)
                 opened.push_async_callback(reader.close)
@@ -93,15 +101,20 @@ class SqliteStore:
 
     # Accounts and keys.
 
-    async def create_account(self, account: Account, keys: Sequence[Key], *, topup_nanos: int) -> None:
-        if not 0 <= topup_nanos <= AMOUNT_NANOS_MAX:
+    async def create_account(self, account: Account, keys: Sequence[Key], *, topup_nanos: int, grant_nanos: int = 0) -> None:
+        if not 0 <= topup_nanos <= AMOUNT_NANOS_MAX or not 0 <= grant_nanos <= AMOUNT_NANOS_MAX:
             raise BadRequest("the amount is negative or out of range")
+        first = [
+            CreditChange(account_id=account.id, kind="grant", nanos=grant_nanos, reference=f"signup:{account.id}", note="allowance"),
+            CreditChange(account_id=account.id, kind="topup", nanos=topup_nanos, reference=f"first:{account.id}", note="first credit"),
+        ]
         async with self._transaction() as db:
             await accounts.insert_account(db, account)
             for key in keys:
                 await accounts.insert_key(db, key)
-            if topup_nanos:
-                await ledger.post(db, "topup", [(account.id, topup_nanos), (FUNDING_BOOK, -topup_nanos)], note="first credit")
+            for change in first:
+                if change.nanos:
+                    await credits.change(db, change, _now_ms())
 
     async def create_key(self, key: Key) -> None:
         if key.limit_nanos is not None and not 0 <= key.limit_nanos <= AMOUNT_NANOS_MAX:
@@ -129,13 +142,24 @@ class SqliteStore:
 
     # Credit and the ledger.
 
-    async def add_credits(self, account_id: str, nanos: int, *, note: str) -> int:
-        if not 0 < nanos <= AMOUNT_NANOS_MAX:
-            raise BadRequest("the amount is not positive or out of range")
+    async def change_credit(self, change: CreditChange) -> CreditChanged:
+        credits.require_sound(change)
         async with self._transaction() as db:
-            await accounts.require_account(db, account_id)
-            balances = await ledger.post(db, "topup", [(account_id, nanos), (FUNDING_BOOK, -nanos)], note=note)
-        return balances[account_id]
+            return await credits.change(db, change, _now_ms())
+
+    async def add_credits(self, account_id: str, nanos: int, *, note: str, fee_nanos: int = 0) -> int:
+        reference = f"operator:{secrets.token_hex(12)}"
+        change = CreditChange(account_id=account_id, kind="topup", nanos=nanos, fee_nanos=fee_nanos, reference=reference, note=note)
+        return (await self.change_credit(change)).balance_nanos
+
+    async def expire_credits(self, *, before_ms: int, now_ms: int) -> list[Expired]:
+        expired = []
+        with self._reading() as db:
+            candidates = await credits.expirable(db, before_ms)
+        for account_id in candidates:  # a transaction each: nobody who charges or asks for a lease waits for all of them
+            async with self._transaction() as db:
+                expired.append(await credits.expire(db, account_id, before_ms=before_ms, now_ms=now_ms))
+        return [each for each in expired if each is not None]
 
     async def balance(self, account_id: str) -> int:
         rows = await self._read("SELECT nanos FROM balances WHERE book = ?", (account_id,))
@@ -177,8 +201,12 @@ class SqliteStore:
         return {row[0]: row[1] for row in await self._read("SELECT file, committed_bytes FROM journal_offsets", ())}
 
     async def apply_journal(self, slices: Sequence[JournalSlice]) -> Applied:
-        async with self._transaction() as db:
-            return await generations.apply(db, slices)
+        async with self._writing:
+            self._require_open()
+            with translated():
+                if self._wal_bytes() > WAL_BYTES_MAX and not await self._writer.run(cut_log):
+                    raise StoreUnavailable("a long read keeps the database's log from being cut; charges wait in the journal")
+                return await self._writer.run(generations.apply, slices)
 
     async def forget_journals(self, files: Iterable[str]) -> None:
         async with self._transaction() as db:
@@ -193,6 +221,12 @@ class SqliteStore:
 
     async def lease_holders(self) -> set[str]:
         return {row[0] for row in await self._read("SELECT DISTINCT incarnation FROM leases", ())}
+
+    def _wal_bytes(self) -> int:
+        try:
+            return self._path.with_name(self._path.name + "-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def _require_open(self) -> None:
         if self._closed:
@@ -237,3 +271,7 @@ async def _acquire(lock: StoreLock, wait_s: float) -> None:
             if loop.time() >= deadline_s:
                 raise
         await asyncio.sleep(LOCK_RETRY_S)  # the kernel tells nobody that a file lock became free
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,18 +1,23 @@
-"""Generations into the books: a batch of journal slices in one transaction, and what is read of it later."""
+"""Generations into the books: a batch of journal slices in one transaction, and what is read of it later.
+
+Posting is one function in the connection's own thread: a trip there and back for each statement would cost as much as the
+statements do. A batch is one ledger transaction, with one entry for each account and one for the revenue.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, count
 
 import aiosqlite
 import msgspec
 
-from gateway.control.store import REVENUE_BOOK, Applied, JournalSlice, KeyUsage, Refused
-from gateway.control.store.posting import Posting, State, posting, refused
+from gateway.control.store import REVENUE_BOOK, Applied, JournalSlice, KeyUsage, RefusalReason, Refused
+from gateway.control.store.posting import Batch, OutOfRange, Posting, ids_of, posting
 from gateway.control.store.sqlite.database import listed, row_of
-from gateway.control.store.sqlite.ledger import SET_BALANCE
+from gateway.control.store.sqlite.ledger import ENTRY_BITS, INSERT_ENTRY, ROWS_PER_ENTRY, SET_BALANCE
 from gateway.domain.errors import StoreUnavailable
 from gateway.domain.generation import Generation
 from gateway.domain.resources import window_start
@@ -20,60 +25,70 @@ from gateway.domain.resources import window_start
 # What SQLite says of a value, and not of the disk, a lock or itself.
 RECORD_FAULTS = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError, ValueError)
 
-_encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Generation)
 
 
-async def apply(db: aiosqlite.Connection, slices: Sequence[JournalSlice]) -> Applied:
-    """Post all records and move the offsets, within the transaction that `db` is in.
+def apply(db: sqlite3.Connection, slices: Sequence[JournalSlice]) -> Applied:
+    """Post all records and move the offsets in one transaction. For the connection's thread.
 
-    When the batch as a whole does not pass, its records are posted one by one and those at fault are set aside.
+    Most batches are new and whole, so that is tried first, and without a savepoint, which would copy each page that changes.
+    Then with a look at which generations exist; and when the batch does not pass even so, record by record, those at fault
+    set aside.
     """
-    await _require_offsets(db, slices)
-    await db.execute("SAVEPOINT batch")
     try:
-        applied = await _apply_whole(db, slices)
+        return _in_transaction(db, slices, lambda: _post(db, Batch(slices)))
     except RECORD_FAULTS:
-        await db.execute("ROLLBACK TO batch")
-        applied = await _apply_each(db, slices)
-    await db.execute("RELEASE batch")
-    await db.executemany(
-        "INSERT INTO journal_offsets (file, committed_bytes) VALUES (?, ?) "
-        "ON CONFLICT (file) DO UPDATE SET committed_bytes = excluded.committed_bytes",
-        [(piece.file, piece.end) for piece in slices],
-    )
+        return _in_transaction(db, slices, lambda: _apply_carefully(db, slices))
+
+
+def _in_transaction(db: sqlite3.Connection, slices: Sequence[JournalSlice], work: Callable[[], Applied]) -> Applied:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        _require_offsets(db, slices)
+        applied = work()
+        db.executemany(_SET_OFFSET, [(piece.file, piece.end) for piece in slices])
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
     return applied
 
 
-async def _require_offsets(db: aiosqlite.Connection, slices: Sequence[JournalSlice]) -> None:
+def _require_offsets(db: sqlite3.Connection, slices: Sequence[JournalSlice]) -> None:
     """An earlier commit that was thought to have failed may be there: then these records are not the next ones."""
-    offsets = {row[0]: row[1] for row in await db.execute_fetchall(_OFFSETS_OF, (listed(piece.file for piece in slices),))}
+    offsets = dict(db.execute(_OFFSETS_OF, (listed(piece.file for piece in slices),)))
     if any(offsets.get(piece.file, 0) != piece.start for piece in slices):
         raise StoreUnavailable("a journal was read further than this; its offset must be read again")
 
 
 _OFFSETS_OF = "SELECT file, committed_bytes FROM journal_offsets WHERE file IN (SELECT value FROM json_each(?))"
+_SET_OFFSET = """
+INSERT INTO journal_offsets (file, committed_bytes) VALUES (?, ?)
+ON CONFLICT (file) DO UPDATE SET committed_bytes = excluded.committed_bytes
+"""
 
 
-async def _apply_whole(db: aiosqlite.Connection, slices: Sequence[JournalSlice]) -> Applied:
-    result = posting(slices, await _state(db, slices))
-    await _write(db, result)
-    return Applied(
-        generations=len(result.generations), exists=result.exists, charged_nanos=result.charged_nanos, refused=tuple(result.refused)
-    )
+def _apply_carefully(db: sqlite3.Connection, slices: Sequence[JournalSlice]) -> Applied:
+    applied = _attempt(db, lambda: _post(db, Batch(slices, _known(db, slices))))
+    return applied if isinstance(applied, Applied) else _apply_each(db, slices)
 
 
-async def _apply_each(db: aiosqlite.Connection, slices: Sequence[JournalSlice]) -> Applied:
-    done: list[Applied] = []
-    for piece in slices:
-        for single in _singles(piece):
-            await db.execute("SAVEPOINT record")
-            try:
-                done.append(await _apply_whole(db, (single,)))
-            except RECORD_FAULTS:
-                await db.execute("ROLLBACK TO record")
-                done.append(await _set_aside(db, single))
-            await db.execute("RELEASE record")
+def _attempt(db: sqlite3.Connection, work: Callable[[], Applied]) -> Applied | Exception:
+    """What it returns, or the fault of a record, with all its writes undone."""
+    db.execute("SAVEPOINT attempt")
+    result: Applied | Exception
+    try:
+        result = work()
+    except RECORD_FAULTS as fault:
+        db.execute("ROLLBACK TO attempt")
+        result = fault
+    db.execute("RELEASE attempt")
+    return result
+
+
+def _apply_each(db: sqlite3.Connection, slices: Sequence[JournalSlice]) -> Applied:
+    done = [_apply_single(db, single) for piece in slices for single in _singles(piece)]
     return Applied(
         generations=sum(each.generations for each in done),
         exists=sum(each.exists for each in done),
@@ -84,72 +99,88 @@ async def _apply_each(db: aiosqlite.Connection, slices: Sequence[JournalSlice]) 
 
 def _singles(piece: JournalSlice) -> Iterator[JournalSlice]:
     for record in piece.corrupt:
-        yield msgspec.structs.replace(piece, generations=(), corrupt=(record,))
-    for generation in piece.generations:
-        yield msgspec.structs.replace(piece, generations=(generation,), corrupt=())
+        yield msgspec.structs.replace(piece, records=(), corrupt=(record,))
+    for record in piece.records:
+        yield msgspec.structs.replace(piece, records=(record,), corrupt=())
 
 
-async def _set_aside(db: aiosqlite.Connection, single: JournalSlice) -> Applied:
-    aside = tuple(refused(single.file, "invalid", generation) for generation in single.generations)
-    await _write_refused(db, aside)
+def _apply_single(db: sqlite3.Connection, single: JournalSlice) -> Applied:
+    applied = _attempt(db, lambda: _post(db, Batch((single,), _known(db, (single,)))))
+    if isinstance(applied, Applied):
+        return applied
+    reason: RefusalReason = "out_of_range" if isinstance(applied, OutOfRange) else "invalid"
+    aside = tuple(one for group in Batch((single,)).groups for one in group.refused(reason))
+    _write_refused(db, aside)
     return Applied(refused=aside)
 
 
-async def _state(db: aiosqlite.Connection, slices: Sequence[JournalSlice]) -> State:
-    generations = [generation for piece in slices for generation in piece.generations]
-    accounts = listed({generation.account_id for generation in generations})
-    books = listed({REVENUE_BOOK, *(generation.account_id for generation in generations)})
-    charged = await db.execute_fetchall(_CHARGED, (listed(generation.id for generation in generations),))
-    return State(
-        accounts={row[0] for row in await db.execute_fetchall(_EXISTING, (accounts,))},
-        charged={row[0]: (row[1], row[2]) for row in charged},
-        balances={row[0]: row[1] for row in await db.execute_fetchall(_BALANCES, (books,))},
+def _known(db: sqlite3.Connection, slices: Sequence[JournalSlice]) -> dict[str, tuple[str, int]]:
+    return {row[0]: (row[1], row[2]) for row in db.execute(_KNOWN, (listed(ids_of(slices)),))}
+
+
+_KNOWN = f"""
+SELECT g.id, e.book, g.charged_nanos FROM generations g JOIN entries e ON e.number = g.number >> {ENTRY_BITS}
+WHERE g.id IN (SELECT value FROM json_each(?))
+"""  # noqa: S608
+
+
+def _post(db: sqlite3.Connection, batch: Batch) -> Applied:
+    named = {group.account_id for group in batch.groups}
+    accounts = {row[0] for row in db.execute(_EXISTING, (listed(named),))}
+    balances = dict(db.execute(_BALANCES, (listed({REVENUE_BOOK, *named}),)))
+    result = posting(batch, accounts=accounts, balances=balances)
+    if result.groups:
+        _write_rows(db, result)
+        db.executemany(SET_BALANCE, list(result.balances.items()))
+        db.executemany(_ADD_USED, list(result.used.items()))
+        db.executemany(_ADD_SETTLED, [(*row, nanos) for row, nanos in result.settled.items()])
+        db.executemany(_ADD_TOTALS, [(digest, *sums) for digest, sums in result.keys.items()])
+        db.executemany(_ADD_DAILY, [(*name, *sums) for name, sums in result.daily.items()])
+    _write_refused(db, result.refused)
+    return Applied(
+        generations=sum(len(group.records) for groups in result.groups.values() for group in groups),
+        exists=result.exists,
+        charged_nanos=result.charged_nanos,
+        refused=tuple(result.refused),
     )
 
 
 _EXISTING = "SELECT id FROM accounts WHERE id IN (SELECT value FROM json_each(?))"
-_CHARGED = "SELECT id, account_id, charged_nanos FROM generations WHERE id IN (SELECT value FROM json_each(?))"
 _BALANCES = "SELECT book, nanos FROM balances WHERE book IN (SELECT value FROM json_each(?))"
 
 
-async def _write(db: aiosqlite.Connection, result: Posting) -> None:
+def _write_rows(db: sqlite3.Connection, result: Posting) -> None:
+    """One transaction: the entries, and the generations that each of them charges."""
+    transaction = db.execute(_INSERT_USAGE, (int(time.time() * 1000),)).lastrowid
+    entry = int(db.execute(_LAST_ENTRY).fetchone()[0])
+    entries: list[tuple[int, int | None, str, int]] = []
+    generations: list[Iterator[tuple[int, str, int, bytes]]] = []  # not made before SQLite takes them
+    for account, groups in result.groups.items():
+        ids = [record.id for group in groups for record in group.records]
+        nanos = [record.charged_nanos for group in groups for record in group.records]
+        payloads = [payload for group in groups for payload in group.payloads]
+        for begin in range(0, len(ids), ROWS_PER_ENTRY):
+            entry += 1
+            part = slice(begin, begin + ROWS_PER_ENTRY)
+            entries.append((entry, transaction, account, -sum(nanos[part])))
+            generations.append(zip(count(entry << ENTRY_BITS), ids[part], nanos[part], payloads[part]))
+    if charged := result.charged_nanos:
+        entries.append((entry + 1, transaction, REVENUE_BOOK, charged))
+    db.executemany(INSERT_ENTRY, entries)
+    db.executemany(_INSERT_GENERATION, chain.from_iterable(generations))
+
+
+_INSERT_USAGE = "INSERT INTO transactions (kind, created_at_ms) VALUES ('usage', ?)"
+_LAST_ENTRY = "SELECT COALESCE(MAX(number), 0) FROM entries"
+_INSERT_GENERATION = "INSERT INTO generations (number, id, charged_nanos, record) VALUES (?, ?, ?, ?)"
+
+
+def _write_refused(db: sqlite3.Connection, records: Iterable[Refused]) -> None:
     now_ms = int(time.time() * 1000)
-    charged = [generation for generation in result.generations if generation.charged_nanos]
-    await db.executemany(_INSERT_GENERATION, [_row(generation) for generation in result.generations])
-    if charged:
-        await db.executemany(_INSERT_USAGE, [(generation.id, now_ms) for generation in charged])
-        await db.executemany(_INSERT_ENTRY, [line for generation in charged for line in _lines(generation)])
-        await db.executemany(SET_BALANCE, list(result.balances.items()))
-        await db.executemany(_ADD_USED, list(result.used.items()))
-        await db.executemany(_ADD_SETTLED, [(*row, nanos) for row, nanos in result.settled.items()])
-    await db.executemany(_ADD_TOTALS, [(digest, *sums) for digest, sums in result.keys.items()])
-    await db.executemany(_ADD_DAILY, [(*msgspec.to_builtins(key), *msgspec.to_builtins(sums)) for key, sums in result.daily.items()])
-    await _write_refused(db, result.refused)
+    db.executemany(_INSERT_REFUSED, [(one.file, one.reason, one.generation_id, one.record, now_ms) for one in records])
 
 
-async def _write_refused(db: aiosqlite.Connection, records: Iterable[Refused]) -> None:
-    now_ms = int(time.time() * 1000)
-    await db.executemany(
-        "INSERT INTO refused_records (file, reason, generation_id, record, refused_at_ms) VALUES (?, ?, ?, ?, ?)",
-        [(one.file, one.reason, one.generation_id, one.record, now_ms) for one in records],
-    )
-
-
-def _row(generation: Generation) -> tuple[object, ...]:
-    return (
-        generation.id, generation.account_id, generation.key_digest, generation.created_at_ms, generation.model,
-        generation.endpoint_id, generation.provider, generation.charged_nanos, _encoder.encode(generation),
-    )  # fmt: skip
-
-
-def _lines(generation: Generation) -> tuple[tuple[str, str, int], ...]:
-    nanos = generation.charged_nanos
-    return ((generation.id, generation.account_id, -nanos), (generation.id, REVENUE_BOOK, nanos))
-
-
-_INSERT_GENERATION = "INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_INSERT_USAGE = "INSERT INTO transactions (id, kind, created_at_ms) VALUES (?, 'usage', ?)"
-_INSERT_ENTRY = "INSERT INTO entries (transaction_id, book, amount_nanos) VALUES (?, ?, ?)"
+_INSERT_REFUSED = "INSERT INTO refused_records (file, reason, generation_id, record, refused_at_ms) VALUES (?, ?, ?, ?, ?)"
 _ADD_USED = """
 INSERT INTO credits (account_id, total_nanos, purchased_nanos, used_nanos) VALUES (?, 0, 0, ?)
 ON CONFLICT (account_id) DO UPDATE SET used_nanos = used_nanos + excluded.used_nanos
