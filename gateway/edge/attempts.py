@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from multidict import CIMultiDictProxy
 
-from gateway.domain.errors import CallerFault, FirstByteTimeout, GatewayError, Throttled, UpstreamGarbage
+from gateway.domain.errors import CallerFault, FirstByteTimeout, GatewayError, Overloaded, Throttled, UpstreamGarbage
 from gateway.domain.generation import AttemptRecord
 from gateway.domain.usage import Usage
 from gateway.edge.providers import Upstream
@@ -32,6 +32,7 @@ class Attempt:
     # What an attempt begins with; instances hold what has changed.
     streams = False
     ended = False
+    was_sent = True  # False: the provider never had to do with it
     outcome = ""  # the metric label: "ok" or an error's code
     phase_at = 0.0
     first_content_at = 0.0
@@ -87,6 +88,12 @@ class Attempt:
         self._number = self.choice.live.begin(self.started_at, stream=self.streams)
         exchange.total_at = exchange.started_at + (own.total_s or timeouts.total_s)
         exchange.rearm()
+
+    def not_sent(self, full: Overloaded) -> None:
+        """Instead of a start."""
+        self.ended, self.was_sent = True, False
+        self.outcome = full.code
+        self.phase_at = 0.0
 
     def pause(self) -> None:
         if self._call is not None:

@@ -13,8 +13,6 @@ from random import random
 
 from gateway.domain.errors import (
     CallerGone,
-    ContentRefused,
-    ContextTooLong,
     DeadlineExceeded,
     Draining,
     Forbidden,
@@ -29,17 +27,20 @@ from gateway.edge.admission import quote, worst_nanos
 from gateway.edge.attempts import AnswerAttempt, Attempt
 from gateway.edge.caller import CallerConnection
 from gateway.edge.deadline import Deadline
+from gateway.edge.endings import error_answer, error_end, explained_usage
+from gateway.edge.explanation import Explanation
 from gateway.edge.heads import RequestHead
 from gateway.edge.parts import Parts
 from gateway.edge.presented import presented
 from gateway.edge.relay import StreamAttempt
-from gateway.edge.selection import select
+from gateway.edge.responses import error_headers
+from gateway.edge.selection import next_of, remaining, select
 from gateway.edge.settlement import Bill
 from gateway.edge.snapshots import Choice
 from gateway.ledger.book import Hold
 from gateway.routing.budget import backoff_s
 from gateway.wire.envelope import Envelope, Kind, parse
-from gateway.wire.sse import DONE, error_event
+from gateway.wire.sse import DONE
 
 KEEPALIVE = b": OPENROUTER PROCESSING\n\n"
 
@@ -61,6 +62,7 @@ class InferenceExchange:
     status = 200  # told to the caller, or 499
     error: GatewayError | None = None  # how it ended
     bill: Bill | None = None
+    explanation: Explanation | None = None  # for callers who ask how their endpoint was chosen
     _asked = False  # for the key
     _tried_again = False
     _streaming_begun = False
@@ -83,6 +85,11 @@ class InferenceExchange:
 
     def __repr__(self) -> str:
         return f"<InferenceExchange {self.generation_id or self.head.path} attempts {len(self.attempts)}>"
+
+    @property
+    def has_alternatives(self) -> bool:
+        """Whether another endpoint may be tried after the present one."""
+        return bool(self._choices)
 
     # 1. The head is here: who is it?
 
@@ -138,12 +145,16 @@ class InferenceExchange:
         try:
             parts.settlement.require_room()
             envelope = self.envelope = parse(body, self.kind)
-            presented = self.head.presented
-            session_id = presented.session_id if presented is not None else ""
-            self._choices = list(select(envelope, key, session_id, parts.router, parts.loop.time()))
+            known = self.head.presented
+            assert known is not None
+            if known.explains:
+                self.explanation = Explanation(parts.router, envelope, parts.loop.time())
+            self._choices = list(select(envelope, key, known.session_id, parts.router, parts.loop.time()))
         except GatewayError as error:
             self._fail(error)
             return
+        if self.explanation is not None:
+            self.explanation.chosen(self._choices)
         self.streaming = envelope.stream
         self.created_s = int(time.time())
         self.generation_id = parts.ids.new(self.created_s)
@@ -169,11 +180,13 @@ class InferenceExchange:
             self._fail(error)
         else:
             self.hold = hold
-            self._next_attempt()
+            if not self._next_attempt():
+                self._give_up()
 
     # 4. Attempts, one after the other, until a first content byte.
 
-    def _next_attempt(self) -> None:
+    def _next_attempt(self) -> bool:
+        """Whether one is under way now."""
         assert self.envelope is not None
         parts = self.parts
         while (choice := self._next_choice()) is not None:
@@ -188,24 +201,21 @@ class InferenceExchange:
                     self.envelope.body_for(choice.endpoint.upstream_model, choice.limit_name, stream_options=upstream.stream_options)
                 )
             except Overloaded as full:
-                attempt.outcome = full.code
+                attempt.not_sent(full)
                 self._last_error = full
                 continue
-            return
-        self.attempt = None
-        self._fail(self._last_error or NoEndpointAvailable("no provider of this model can be tried now", retry_after_s=1.0))
+            return True
+        return False
 
     def _next_choice(self) -> Choice | None:
-        """The first time the best; then the next that its breaker admits, or where all are ejected any that is not held."""
+        """The first time the best; then what may still be tried, within the request's and the node's budget of attempts."""
         choices, parts = self._choices, self.parts
         if not self.attempts:
             return choices.pop(0) if choices else None
         now = parts.loop.time()
-        if len(self.attempts) >= parts.attempts_max:
-            return None
-        found = next((each for each in choices if each.live.admits(now)), None)
-        found = found or next((each for each in choices if not each.live.is_held(now)), None)
-        if found is None or not parts.retries.take(now):
+        sent = sum([each.was_sent for each in self.attempts])
+        found = next_of(choices, now) if sent < parts.attempts_max else None
+        if found is None or (sent and not parts.retries.take(now)):
             return None
         choices.remove(found)
         return found
@@ -216,27 +226,26 @@ class InferenceExchange:
         failed = self.attempt
         if self.finished or failed is None:
             return
-        choices = self._choices
-        if isinstance(error, ContextTooLong):
-            room = failed.choice.context_length
-            choices = self._choices = [each for each in choices if each.context_length > room]
-        elif isinstance(error, ContentRefused):
-            choices = self._choices = [each for each in choices if each.model is not failed.model]
-        elif not error.retryable:
-            choices = self._choices = []
-        if choices:
-            self._next_attempt()
-        elif error.transient and not self._tried_again:
-            # Nobody else could serve it: once more, where a moment may have mended it.
+        if self._caller is None:
+            self._finish(499, _gone())  # nobody is left to read what another would answer
+            return
+        self._choices = remaining(self._choices, failed.choice, error)
+        if self._choices and self._next_attempt():
+            return
+        if error.transient and not self._tried_again and not failed.choice.live.is_held(self.parts.loop.time()):
+            # Nobody else can serve it: once more, where a moment may have mended it.
             self._tried_again = True
-            self._choices.append(failed.choice)
+            self._choices = [failed.choice]
             self.parts.loop.call_later(backoff_s(0, random), self._try_again)
         else:
-            self._fail(error)
+            self._give_up()
 
     def _try_again(self) -> None:
-        if not self.finished:
-            self._next_attempt()
+        if not self.finished and not self._next_attempt():
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self._fail(self._last_error or NoEndpointAvailable("no provider of this model can be tried now", retry_after_s=1.0))
 
     # 5. The answer.
 
@@ -304,15 +313,16 @@ class InferenceExchange:
     # 7. The caller's side.
 
     def on_caller_gone(self) -> None:
-        """A stream's provider is cancelled at once; a whole answer is awaited, for it is paid for."""
+        """A stream's provider is cancelled at once; a whole answer is awaited where it is paid for."""
         self._caller = None
         if self.finished:
             return
-        if not self.streaming and self.attempt is not None:
+        attempt = self.attempt
+        if attempt is not None and not self.streaming and not attempt.ended and not attempt.endpoint.price.is_zero:
             self._deadline = Deadline(self.parts.loop)
             self.rearm()
             return
-        self._finish(499, CallerGone("the caller hung up"))
+        self._finish(499, _gone())
 
     def on_caller_slow(self) -> None:
         if self.attempt is not None:
@@ -357,15 +367,17 @@ class InferenceExchange:
             pass
         elif error is None:
             assert self.bill is not None and self._render is not None
-            body = self._render(self.bill.usage_json())
+            usage = self.bill.usage_json()
+            body = self._render(usage if self.explanation is None else explained_usage(self, usage))
             if self.streaming:
                 caller.end_stream(b"%b%b%b" % (self._last_events, body, DONE))
             else:
                 caller.answer(200, body, (("X-Generation-Id", self.generation_id),))
         elif self._streaming_begun:
-            caller.end_stream(self._error_event(error))
+            caller.end_stream(error_end(self, error))
         else:
-            caller.answer_error(error, (("X-Generation-Id", self.generation_id),) if self.generation_id else ())
+            named = (("X-Generation-Id", self.generation_id),) if self.generation_id else ()
+            caller.answer(error.http_status, error_answer(self, error), (*named, *error_headers(error)))
         self._let_go()
 
     def abandon(self) -> None:
@@ -381,9 +393,6 @@ class InferenceExchange:
         self._caller = self.attempt = self.hold = None
         self.attempts.clear()
 
-    def _error_event(self, error: GatewayError) -> bytes:
-        assert self.envelope is not None
-        attempt = self.attempt
-        model = attempt.model.id if attempt is not None else self.envelope.model
-        provider = attempt.upstream.provider.name if attempt is not None else ""
-        return error_event(error.body(), self.generation_id, model, provider, self.created_s, self.kind)
+
+def _gone() -> CallerGone:
+    return CallerGone("the caller hung up")

@@ -31,6 +31,8 @@ class StreamAttempt(Attempt):
 
     streams = True
     _held_bytes = 0
+    _first_token_s = 0.0  # that the first content may take from the head on
+    _silence_s = float("inf")  # that all before it may take, where another endpoint could serve instead
 
     def __init__(self, exchange: InferenceExchange, choice: Choice, upstream: Upstream) -> None:
         super().__init__(exchange, choice, upstream)
@@ -42,8 +44,22 @@ class StreamAttempt(Attempt):
         return self._splicer.content_events
 
     def start(self, body: bytes) -> None:
+        self._limit_silence()
         self.phase_at = self.started_at + self._headers_s()
         super().start(body)
+
+    def _limit_silence(self) -> None:
+        exchange, setting = self._exchange, self._exchange.parts.timeouts.first_token_s
+        if (own := self.endpoint.timeouts.first_token_s) is not None:
+            self._first_token_s = self._patience(own)
+        elif setting == "adaptive":
+            limit_s = self.choice.live.first_token_limit_s(self.started_at, prompt_tokens=self._prompt_tokens(), reasoning=self._reasons())
+            if exchange.has_alternatives:
+                self._first_token_s = self._silence_s = limit_s
+            else:  # nobody would be quicker
+                self._first_token_s = max(limit_s, self._idle_s())
+        else:
+            self._first_token_s = self._patience(float(setting))
 
     def phase_expired(self) -> None:
         if self._headers_late():
@@ -67,7 +83,7 @@ class StreamAttempt(Attempt):
         return True
 
     def _headers_s(self) -> float:
-        return self._patience(self.endpoint.timeouts.headers_s or self._exchange.parts.timeouts.headers_s)
+        return min(self._silence_s, self._patience(self.endpoint.timeouts.headers_s or self._exchange.parts.timeouts.headers_s))
 
     def _patience(self, seconds: float) -> float:
         return max(seconds, REASONING_S_MIN) if self._reasons() else seconds
@@ -83,14 +99,7 @@ class StreamAttempt(Attempt):
         if not self._error_status and not headers.get("Content-Type", "").lower().startswith("text/event-stream"):
             self._error_status = 200  # an error object, a page, anything but a stream
         exchange = self._exchange
-        now, setting = exchange.parts.loop.time(), exchange.parts.timeouts.first_token_s
-        if (own := self.endpoint.timeouts.first_token_s) is not None:
-            first_token_s = self._patience(own)
-        elif setting == "adaptive":
-            first_token_s = self.choice.live.first_token_limit_s(now, prompt_tokens=self._prompt_tokens(), reasoning=self._reasons())
-        else:
-            first_token_s = self._patience(float(setting))
-        self.phase_at = now + first_token_s
+        self.phase_at = exchange.parts.loop.time() + self._first_token_s
         exchange.rearm()
 
     def _prompt_tokens(self) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from random import random
 
+from gateway.domain.errors import ContextTooLong, GatewayError
 from gateway.domain.keys import KeyRecord
 from gateway.edge.snapshots import Choice
 from gateway.routing.filters import Needs
@@ -38,3 +39,24 @@ def conversation_of(envelope: Envelope, key: KeyRecord, session_id: str, model_i
     """What tells a conversation from the account's others: its session's name, or what it began with. None: nothing does."""
     told = envelope.session_id or session_id or hash(envelope.opening)
     return (key.account_id, model_id, told) if envelope.opening or not isinstance(told, int) else None
+
+
+def remaining(choices: Sequence[Choice], failed: Choice, error: GatewayError) -> list[Choice]:
+    """Who may still serve what `failed` could not. A request that one model's provider refused for what it is may suit another model."""
+    if isinstance(error, ContextTooLong):
+        room = failed.context_length
+        return [each for each in choices if each.model is not failed.model or each.context_length > room]
+    if not error.retryable:
+        return [each for each in choices if each.model is not failed.model]
+    return list(choices)
+
+
+def next_of(choices: Sequence[Choice], now_s: float) -> Choice | None:
+    """The first that its breaker admits; where all are ejected or resting any, but never one whose provider said not to come back yet."""
+    for each in choices:
+        if each.live.admits(now_s):
+            return each
+    for each in choices:
+        if not each.live.is_held(now_s):
+            return each
+    return None

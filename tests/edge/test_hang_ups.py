@@ -17,7 +17,7 @@ from tests.timing import again_if_untimely, in_time
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LEFT_S_MAX = 0.5
-QUICK = Behaviour(tokens=10_000, tokens_per_s=400, ttft_ms=100)
+QUICK = Behaviour(tokens=8192, tokens_per_s=400, ttft_ms=100)
 
 
 stage = stage_of(settings={"timeouts": {"headers_s": 5.0, "total_s": 20.0, "keepalive_s": 0.2}})
@@ -47,7 +47,7 @@ def departures(stage: Stage) -> int:
 async def test_str_04_leaving_a_stream_closes_the_providers_socket(stage: Stage, events: int, how: str) -> None:
     before, gone = len(stage.first.books.entries), departures(stage)
     with behaving(stage.first, QUICK):
-        async with stage.streaming(FIRST_THEN_GOOD, max_tokens=10_000) as caller:
+        async with stage.streaming(FIRST_THEN_GOOD, max_tokens=8192) as caller:
             await stage.first.wait_for(lambda books: len(books.entries) == before + 1)
             if events:
                 await caller.head()
