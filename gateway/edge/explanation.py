@@ -1,6 +1,6 @@
 """`openrouter_metadata`, for callers who ask with a header: which endpoints could serve, how each stood, what was tried.
 
-Beside the contract's members an endpoint has `endpoint`, `share`, `cost` and `reason`, and an attempt its `outcome`.
+Beside the contract's members an endpoint has `endpoint`, `calls`, `share`, `cost` and `reason`, and an attempt its `outcome`.
 Source: OpenRouter router metadata, read 2026-11.
 """
 
@@ -28,6 +28,7 @@ class _Available(msgspec.Struct):
     model: str
     selected: bool
     endpoint: str
+    calls: int  # under way there from this edge, when the choice was made
     share: float | None = None  # of the model's traffic without wishes
     cost: float | None = None  # 1.0: best in everything; null: not tried by its own merit now
     reason: str = ""
@@ -66,6 +67,7 @@ class Explanation:
         self._requested = envelope.model
         self._providers = router.catalog.providers
         self._choices: tuple[Choice, ...] = ()
+        self._calls: list[int] = []
         self._models = list(_models(router, (envelope.model, *envelope.models)))
         self._rows: dict[str, Explained] = {}
         for model in self._models:
@@ -74,6 +76,7 @@ class Explanation:
     def chosen(self, choices: Sequence[Choice]) -> None:
         """Who may serve, in order."""
         self._choices = tuple(choices)
+        self._calls = [choice.live.inflight for choice in choices]
 
     def member(self, attempts: Sequence[Attempt], served: Attempt | None) -> bytes:
         """`,"openrouter_metadata":{...}`, to stand behind another member."""
@@ -88,11 +91,13 @@ class Explanation:
             strategy=self._strategy(served),
             summary=f"{len(self._choices)} of {len(self._rows)} endpoints could serve; {_course(tried, number)}",
             attempt=number,
-            endpoints=_Endpoints(len(self._rows), [self._available(choice, served) for choice in self._choices]),
+            endpoints=_Endpoints(
+                len(self._rows), [self._available(choice, calls, served) for choice, calls in zip(self._choices, self._calls, strict=True)]
+            ),
             attempts=tried,
         )
 
-    def _available(self, choice: Choice, served: Attempt | None) -> _Available:
+    def _available(self, choice: Choice, calls: int, served: Attempt | None) -> _Available:
         endpoint = choice.endpoint
         row = self._rows.get(endpoint.id)
         found = _Available(
@@ -100,6 +105,7 @@ class Explanation:
             model=endpoint.model_id,
             selected=served is not None and served.choice is choice,
             endpoint=endpoint.id,
+            calls=calls,
         )
         if row is not None:
             found.share, found.cost, found.reason = row.share, row.cost, row.reason
