@@ -227,7 +227,7 @@ class InferenceExchange:
         if self.finished or failed is None:
             return
         if self._caller is None:
-            self._finish(499, _gone())  # nobody is left to read what another would answer
+            self._finish(499, CallerGone("the caller hung up"))  # nobody is left to read what another would answer
             return
         self._choices = remaining(self._choices, failed.choice, error)
         if self._choices and self._next_attempt():
@@ -312,17 +312,21 @@ class InferenceExchange:
 
     # 7. The caller's side.
 
+    @property
+    def ends_with_eof(self) -> bool:
+        """Whether nobody is served any more who stops talking: then nothing is made, or owed, that nobody may be there to read."""
+        return self.streaming or (self.attempt is not None and self.attempt.endpoint.price.is_zero)
+
     def on_caller_gone(self) -> None:
         """A stream's provider is cancelled at once; a whole answer is awaited where it is paid for."""
         self._caller = None
         if self.finished:
             return
-        attempt = self.attempt
-        if attempt is not None and not self.streaming and not attempt.ended and not attempt.endpoint.price.is_zero:
+        if self.attempt is not None and not self.attempt.ended and not self.ends_with_eof:
             self._deadline = Deadline(self.parts.loop)
             self.rearm()
             return
-        self._finish(499, _gone())
+        self._finish(499, CallerGone("the caller hung up"))
 
     def on_caller_slow(self) -> None:
         if self.attempt is not None:
@@ -392,7 +396,3 @@ class InferenceExchange:
         # Attempts know their exchange: without this cut every exchange would wait for the cycle collector.
         self._caller = self.attempt = self.hold = None
         self.attempts.clear()
-
-
-def _gone() -> CallerGone:
-    return CallerGone("the caller hung up")
