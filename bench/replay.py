@@ -32,13 +32,15 @@ from gateway.edge.providers import Providers
 from gateway.edge.report import ExchangeReport
 from gateway.edge.server import EdgeServer
 from gateway.edge.settlement import Settlement
-from gateway.edge.snapshots import Keys, Snapshots
+from gateway.edge.snapshots import Choice, Keys, choices_of
 from gateway.edge.telemetry import Telemetry
 from gateway.ledger.book import Book
 from gateway.link.client import LinkClient
 from gateway.link.messages import KeyFound
 from gateway.log import Log
-from gateway.settings import Server, Timeouts, Upstream
+from gateway.routing.budget import RetryBudget
+from gateway.routing.router import Router
+from gateway.settings import Routing, Server, Timeouts, Upstream
 
 SECRET = b"sk-or-v1-" + b"a" * 64
 ENDPOINT = Endpoint(
@@ -91,7 +93,8 @@ class Replay:
     def __init__(self, folder: Path, kind: str) -> None:
         loop = asyncio.get_running_loop()
         telemetry, log = Telemetry(), Log("replay", os.open(os.devnull, os.O_WRONLY))
-        book, snapshots = Book(), Snapshots()
+        book, routing = Book(), Routing()
+        router: Router[Choice] = Router(routing)
         admission = Admission(book=book, send=lambda message: None, now=loop.time)
         admission.on_welcome()
         book.granted("balance:user", 10**15, 0.0)
@@ -101,14 +104,16 @@ class Replay:
         self._journal.open()
         providers = Providers(telemetry=telemetry, calls_max=1000)
         providers.update(CATALOG)
-        snapshots.replace(CATALOG, lambda endpoint: True)
+        router.replace(CATALOG, choices_of(CATALOG, router, lambda endpoint: True))
         report = ExchangeReport(telemetry, log)
         self._settlement = Settlement(journal=self._journal, report=report, charge_broken_streams=False, log=log)
         parts = Parts(
             keys=Keys(cast(LinkClient, KnownKeys())),
             admission=admission,
             settlement=self._settlement,
-            snapshots=snapshots,
+            router=router,
+            retries=RetryBudget(share=0.2, per_s=10.0, edges=1, attempts_max=routing.attempts_max, now_s=loop.time()),
+            attempts_max=routing.attempts_max,
             providers=providers,
             report=report,
             timeouts=Timeouts(),

@@ -59,6 +59,13 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     discount_millionths: int = 0  # 10_000 = 1 % off
     overrides: tuple[PriceOverride, ...] = ()
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether nothing is ever owed, whatever is used and when."""
+        kinds = (self.prompt, self.completion, self.request, self.image, self.web_search, self.internal_reasoning)
+        apart = (self.input_cache_read, self.input_cache_write)
+        return not (any(kinds) or any(apart) or any(any(each.prices.values()) for each in self.overrides))
+
 
 class PhaseTimeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds; None: the gateway's setting."""

@@ -21,13 +21,18 @@ class GatewayError(Exception):
     code: ClassVar[str] = "bug"
     error_type: ClassVar[str] = "server"
     fault: ClassVar[Fault] = "ours"
-    retryable: ClassVar[bool] = False
+    retryable: ClassVar[bool] = False  # at another endpoint
 
     def __init__(self, message: str = "", *, retry_after_s: float | None = None, metadata: dict[str, Any] | None = None) -> None:
         super().__init__(message or self.__class__.__name__)
         self.message = message or "Internal Server Error"
         self.retry_after_s = retry_after_s
         self.metadata = metadata or {}
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same endpoint may do better a moment later."""
+        return False
 
     @property
     def http_status(self) -> int:
@@ -172,6 +177,10 @@ class UpstreamFault(GatewayError):
         super().__init__(message, retry_after_s=retry_after_s, metadata=metadata)
         self.provider_status = provider_status
 
+    @property
+    def transient(self) -> bool:
+        return (self.provider_status or 0) >= 500
+
 
 class ConnectFailed(UpstreamFault):
     """No connection: refused, unreachable, timed out, or a name that does not resolve."""
@@ -209,6 +218,20 @@ class Rejected(Refused):
     @property
     def http_status(self) -> int:
         return self.provider_status or 400
+
+
+class ContextTooLong(Rejected):
+    """The prompt does not fit there; elsewhere it may."""
+
+    code = "context_too_long"
+    error_type = "context_length_exceeded"
+
+
+class ContentRefused(Rejected):
+    """The provider's filter refused the prompt: so would another provider of the same model."""
+
+    code = "content_refused"
+    error_type = "content_policy_violation"
 
 
 class Throttled(UpstreamFault):

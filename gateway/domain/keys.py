@@ -9,12 +9,13 @@ import msgspec
 
 from gateway.domain.errors import Unauthenticated
 from gateway.domain.resources import LimitReset
+from gateway.domain.rules import NO_RULES, AccountRules
 
 PREFIX = "sk-or-v1-"
 SECRET_BYTES_MAX = 512  # of what a caller presents
 
 
-class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
+class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What admission needs of a key. The secret itself is never stored anywhere."""
 
     digest: str  # lowercase hex SHA-256 of the whole plaintext; also the public id of the key (`hash`)
@@ -26,6 +27,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     expires_at_s: int | None = None  # unix seconds; None: never
     limit_nanos: int | None = None  # what may be spent per window; None: no limit of its own
     limit_reset: LimitReset | None = None  # None: the window is all time
+    rules: AccountRules = NO_RULES  # the account's
 
 
 def new_secret() -> str:

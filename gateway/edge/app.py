@@ -19,7 +19,7 @@ from gateway.edge.resolver import Resolver
 from gateway.edge.running import Running
 from gateway.edge.server import EdgeServer
 from gateway.edge.settlement import Settlement
-from gateway.edge.snapshots import Keys, Snapshots
+from gateway.edge.snapshots import Choice, Keys, choices_of
 from gateway.edge.telemetry import Telemetry
 from gateway.edge.upstream import Origin, Pool
 from gateway.ledger.book import Book
@@ -28,6 +28,8 @@ from gateway.link.messages import Committed, Journaled
 from gateway.link.pulse import ChildArgs, Pulse, pulse_interval_s
 from gateway.link.runtime import LINK, PUBLIC, RuntimeDir
 from gateway.log import Log
+from gateway.routing.budget import RetryBudget
+from gateway.routing.router import Router
 from gateway.settings import Settings, load_settings
 
 SWEEP_S = 1.0
@@ -52,7 +54,8 @@ class Edge:
         self._admission = Admission(book=Book(), send=self._link.send, now=loop.time)
         self._journal = self._make_journal()
         self._told_control = False  # that records wait
-        self._snapshots = Snapshots()
+        routing = settings.routing
+        self._router: Router[Choice] = Router(routing, site=settings.server.public_url)
         self._providers = Providers(telemetry=self._telemetry, calls_max=max(1, settings.upstream.inflight_max // args.workers))
         self._report = ExchangeReport(self._telemetry, log)
         self._control = Pool(
@@ -67,7 +70,15 @@ class Edge:
                 keys=self._keys,
                 admission=self._admission,
                 settlement=self._settlement,
-                snapshots=self._snapshots,
+                router=self._router,
+                retries=RetryBudget(
+                    share=routing.retry_budget_share,
+                    per_s=routing.retry_budget_per_s,
+                    edges=args.workers,
+                    attempts_max=routing.attempts_max,
+                    now_s=loop.time(),
+                ),
+                attempts_max=routing.attempts_max,
                 providers=self._providers,
                 report=self._report,
                 timeouts=settings.timeouts,
@@ -166,7 +177,7 @@ class Edge:
 
     def _on_catalog(self, catalog: Catalog) -> None:
         self._providers.update(catalog)
-        self._snapshots.replace(catalog, lambda endpoint: self._providers.of(endpoint) is not None)
+        self._router.replace(catalog, choices_of(catalog, self._router, lambda endpoint: self._providers.of(endpoint) is not None))
         self._report.catalog_changed(catalog)
 
     def _on_lost(self) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from multidict import CIMultiDictProxy
 
-from gateway.domain.errors import CallerFault, EdgeLost, FirstByteTimeout, GatewayError, UpstreamGarbage
+from gateway.domain.errors import CallerFault, EdgeLost, FirstByteTimeout, GatewayError, Overloaded, Throttled, UpstreamGarbage
 from gateway.domain.generation import AttemptRecord
+from gateway.domain.usage import Usage
 from gateway.edge.providers import Upstream
 from gateway.edge.snapshots import Choice
 from gateway.edge.upstream import Call
@@ -31,6 +32,7 @@ class Attempt:
     # What an attempt begins with; instances hold what has changed.
     streams = False
     ended = False
+    was_sent = True  # False: the provider never had to do with it
     outcome = ""  # the metric label: "ok" or an error's code
     phase_at = 0.0
     first_content_at = 0.0
@@ -39,6 +41,7 @@ class Attempt:
     upstream_id = ""
     finish_reason: str | None = None  # of the contract's vocabulary
     native_finish_reason: str | None = None
+    _number = 0  # by which the endpoint's state knows it; 0: nothing more to tell
     _call: Call | None = None
     _collected_bytes = 0
     _error_status = 0  # not 0: the body is an error's
@@ -85,8 +88,15 @@ class Attempt:
         timeouts, own = exchange.parts.timeouts, self.endpoint.timeouts
         request = upstream.request(exchange.kind, body, stream=self.streams)
         self._call = upstream.pool.call(request, self, connect_s=own.connect_s or timeouts.connect_s)
+        self._number = self.choice.live.begin(self.started_at, stream=self.streams)
         exchange.total_at = exchange.started_at + (own.total_s or timeouts.total_s)
         exchange.rearm()
+
+    def not_sent(self, full: Overloaded) -> None:
+        """Instead of a start."""
+        self.ended, self.was_sent = True, False
+        self.outcome = full.code
+        self.phase_at = 0.0
 
     def pause(self) -> None:
         if self._call is not None:
@@ -101,12 +111,36 @@ class Attempt:
         if not self.ended:
             self.ended = True
             self.outcome = self.outcome or (error.code if error is not None else "ok")
+            if error is not None:
+                self._tell_failure(error)
         if self._call is not None:
             self._call.cancel()
             self._call = None
 
     def phase_expired(self) -> None:
         self._fail(FirstByteTimeout("Provider did not answer in time"))
+
+    # What the endpoint's state is told: once, how the attempt ended.
+
+    def tell_success(self, usage: Usage | None, now: float) -> None:
+        number, self._number = self._number, 0
+        if number:
+            began = self.first_content_at if self.streams else self.started_at
+            self.choice.live.succeeded(number, now, tokens=usage.completion_tokens if usage is not None else 0, gen_s=now - began)
+
+    def tell_nothing(self) -> None:
+        number, self._number = self._number, 0
+        if number:
+            self.choice.live.told_nothing(number)
+
+    def _tell_failure(self, error: GatewayError) -> None:
+        if error.fault != "upstream":
+            self.tell_nothing()
+            return
+        number, self._number = self._number, 0
+        if number:
+            live, now = self.choice.live, self._exchange.parts.loop.time()
+            (live.throttled if isinstance(error, Throttled) else live.failed)(number, now, error.retry_after_s)
 
     # CallListener
 
@@ -188,6 +222,7 @@ class Attempt:
         if not isinstance(error, CallerFault) and "provider_name" not in error.metadata:
             error.metadata = {"provider_name": self.upstream.provider.name, "is_byok": False, **error.metadata}
         self._end(error.code)
+        self._tell_failure(error)
         self._exchange.attempt_failed(error)
 
     def _end(self, outcome: str) -> None:

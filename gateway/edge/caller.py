@@ -100,10 +100,10 @@ class CallerConnection(asyncio.Protocol):
                 self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """A half-closed caller of a whole answer still gets it; a stream's caller who stops talking has left."""
+        """Who half-closes still gets a whole answer that is paid for; a stream's caller who stops talking has left."""
         self._eof = True
         exchange = self._exchange
-        return not (exchange is None or self._reading_body or exchange.streaming)
+        return not (exchange is None or self._reading_body or exchange.ends_with_eof)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

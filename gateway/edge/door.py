@@ -16,7 +16,8 @@ DRAIN_IDLE_S = 2.0  # at a drain: how long a connection that was promised to be 
 class Exchange(Protocol):
     """What a connection asks of the thing that answers a request."""
 
-    streaming: bool  # a caller who leaves while this is true ends the exchange
+    @property
+    def ends_with_eof(self) -> bool: ...  # whether a caller who stops talking is taken to have left
 
     def on_body_awaited(self) -> None:
         """The head is here and the body is not: a request that must fail anyway may be refused now."""

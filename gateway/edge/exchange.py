@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from random import random
 
 from gateway.domain.errors import (
     CallerGone,
@@ -20,25 +21,28 @@ from gateway.domain.errors import (
     Overloaded,
     StoreUnavailable,
     Unauthenticated,
-    UnknownModel,
 )
 from gateway.domain.keys import KeyRecord
 from gateway.edge.admission import quote, worst_nanos
 from gateway.edge.attempts import AnswerAttempt, Attempt
 from gateway.edge.caller import CallerConnection
 from gateway.edge.deadline import Deadline
+from gateway.edge.endings import error_answer, error_end, explained_usage
+from gateway.edge.explanation import Explanation
 from gateway.edge.heads import RequestHead
 from gateway.edge.parts import Parts
 from gateway.edge.presented import presented
 from gateway.edge.relay import StreamAttempt
+from gateway.edge.responses import error_headers
+from gateway.edge.selection import next_of, remaining, select
 from gateway.edge.settlement import Bill
 from gateway.edge.snapshots import Choice
 from gateway.ledger.book import Hold
+from gateway.routing.budget import backoff_s
 from gateway.wire.envelope import Envelope, Kind, parse
-from gateway.wire.sse import DONE, error_event
+from gateway.wire.sse import DONE
 
 KEEPALIVE = b": OPENROUTER PROCESSING\n\n"
-ATTEMPTS_MAX = 8
 
 
 class InferenceExchange:
@@ -58,7 +62,9 @@ class InferenceExchange:
     status = 200  # told to the caller, or 499
     error: GatewayError | None = None  # how it ended
     bill: Bill | None = None
+    explanation: Explanation | None = None  # for callers who ask how their endpoint was chosen
     _asked = False  # for the key
+    _tried_again = False
     _streaming_begun = False
     _body: bytes | None = None
     _last_error: GatewayError | None = None
@@ -84,6 +90,11 @@ class InferenceExchange:
     def is_streaming(self) -> bool:
         """Whether the caller has content, and more is to come."""
         return self.streaming and not self.finished and self.attempt is not None and self.attempt.committed
+
+    @property
+    def has_alternatives(self) -> bool:
+        """Whether another endpoint may be tried after the present one."""
+        return bool(self._choices)
 
     # 1. The head is here: who is it?
 
@@ -135,17 +146,25 @@ class InferenceExchange:
     def _begin(self, key: KeyRecord, body: bytes) -> None:
         clock = time.perf_counter()
         self._body = None
+        parts = self.parts
         try:
-            self.parts.settlement.require_room()
+            parts.settlement.require_room()
             envelope = self.envelope = parse(body, self.kind)
-            self._choices = self._rank(envelope)
+            known = self.head.presented
+            assert known is not None
+            if known.explains:
+                self.explanation = Explanation(parts.router, envelope, parts.loop.time())
+            self._choices = list(select(envelope, key, known.session_id, parts.router, parts.loop.time()))
         except GatewayError as error:
             self._fail(error)
             return
+        if self.explanation is not None:
+            self.explanation.chosen(self._choices)
         self.streaming = envelope.stream
         self.created_s = int(time.time())
-        self.generation_id = self.parts.ids.new(self.created_s)
-        admission = self.parts.admission
+        self.generation_id = parts.ids.new(self.created_s)
+        parts.retries.request()
+        admission = parts.admission
         hold = admission.hold_at_once(key, worst_nanos(envelope, self._choices))
         if hold is not None:
             self._on_reserved(hold, None)
@@ -154,18 +173,6 @@ class InferenceExchange:
         self.overhead_s += time.perf_counter() - clock
         if not self.finished and self.attempt is None:  # a lease is awaited
             self.rearm()
-
-    def _rank(self, envelope: Envelope) -> list[Choice]:
-        catalog = self.parts.snapshots.catalog
-        choices: list[Choice] = []
-        for name in (envelope.model, *envelope.models):
-            model = catalog.find(name)
-            if model is None:
-                raise UnknownModel("the model is not a valid model ID; see /api/v1/models")
-            choices += self.parts.snapshots.in_order(model)
-        if not choices:
-            raise NoEndpointAvailable("no provider of this model is in service", retry_after_s=30.0)
-        return choices
 
     # 3. Credit is set aside: at once, unless a lease ran dry.
 
@@ -178,40 +185,72 @@ class InferenceExchange:
             self._fail(error)
         else:
             self.hold = hold
-            self._next_attempt()
+            if not self._next_attempt():
+                self._give_up()
 
     # 4. Attempts, one after the other, until a first content byte.
 
-    def _next_attempt(self) -> None:
+    def _next_attempt(self) -> bool:
+        """Whether one is under way now."""
         assert self.envelope is not None
-        while self._choices and len(self.attempts) < ATTEMPTS_MAX:
-            choice = self._choices.pop(0)
-            endpoint = choice.endpoint
-            upstream = self.parts.providers.of(endpoint)
+        parts = self.parts
+        while (choice := self._next_choice()) is not None:
+            upstream = parts.providers.of(choice.endpoint)
             if upstream is None:
                 continue
             attempt = (StreamAttempt if self.streaming else AnswerAttempt)(self, choice, upstream)
             self.attempt = attempt
             self.attempts.append(attempt)
             try:
-                attempt.start(self.envelope.body_for(endpoint.upstream_model, choice.limit_name, stream_options=upstream.stream_options))
+                attempt.start(
+                    self.envelope.body_for(choice.endpoint.upstream_model, choice.limit_name, stream_options=upstream.stream_options)
+                )
             except Overloaded as full:
-                attempt.outcome = full.code
+                attempt.not_sent(full)
                 self._last_error = full
                 continue
-            return
-        self.attempt = None
-        self._fail(self._last_error or NoEndpointAvailable("no provider of this model can be tried now", retry_after_s=1.0))
+            return True
+        return False
+
+    def _next_choice(self) -> Choice | None:
+        """The first time the best; then what may still be tried, within the request's and the node's budget of attempts."""
+        choices, parts = self._choices, self.parts
+        if not self.attempts:
+            return choices.pop(0) if choices else None
+        now = parts.loop.time()
+        sent = sum([each.was_sent for each in self.attempts])
+        found = next_of(choices, now) if sent < parts.attempts_max else None
+        if found is None or (sent and not parts.retries.take(now)):
+            return None
+        choices.remove(found)
+        return found
 
     def attempt_failed(self, error: GatewayError) -> None:
         """Told by the attempt, at most once, never after its first content byte."""
         self._last_error = error
-        if self.finished:
+        failed = self.attempt
+        if self.finished or failed is None:
             return
-        if error.retryable:
-            self._next_attempt()
+        if self._caller is None:
+            self._finish(499, CallerGone("the caller hung up"))  # nobody is left to read what another would answer
+            return
+        self._choices = remaining(self._choices, failed.choice, error)
+        if self._choices and self._next_attempt():
+            return
+        if error.transient and not self._tried_again and not failed.choice.live.is_held(self.parts.loop.time()):
+            # Nobody else can serve it: once more, where a moment may have mended it.
+            self._tried_again = True
+            self._choices = [failed.choice]
+            self.parts.loop.call_later(backoff_s(0, random), self._try_again)
         else:
-            self._fail(error)
+            self._give_up()
+
+    def _try_again(self) -> None:
+        if not self.finished and not self._next_attempt():
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self._fail(self._last_error or NoEndpointAvailable("no provider of this model can be tried now", retry_after_s=1.0))
 
     # 5. The answer.
 
@@ -278,12 +317,17 @@ class InferenceExchange:
 
     # 7. The caller's side.
 
+    @property
+    def ends_with_eof(self) -> bool:
+        """Whether nobody is served any more who stops talking: then nothing is made, or owed, that nobody may be there to read."""
+        return self.streaming or (self.attempt is not None and self.attempt.endpoint.price.is_zero)
+
     def on_caller_gone(self) -> None:
-        """A stream's provider is cancelled at once; a whole answer is awaited, for it is paid for."""
+        """A stream's provider is cancelled at once; a whole answer is awaited where it is paid for."""
         self._caller = None
         if self.finished:
             return
-        if not self.streaming and self.attempt is not None:
+        if self.attempt is not None and not self.attempt.ended and not self.ends_with_eof:
             self._deadline = Deadline(self.parts.loop)
             self.rearm()
             return
@@ -332,15 +376,17 @@ class InferenceExchange:
             pass
         elif error is None:
             assert self.bill is not None and self._render is not None
-            body = self._render(self.bill.usage_json())
+            usage = self.bill.usage_json()
+            body = self._render(usage if self.explanation is None else explained_usage(self, usage))
             if self.streaming:
                 caller.end_stream(b"%b%b%b" % (self._last_events, body, DONE))
             else:
                 caller.answer(200, body, (("X-Generation-Id", self.generation_id),))
         elif self._streaming_begun:
-            caller.end_stream(self._error_event(error))
+            caller.end_stream(error_end(self, error))
         else:
-            caller.answer_error(error, (("X-Generation-Id", self.generation_id),) if self.generation_id else ())
+            named = (("X-Generation-Id", self.generation_id),) if self.generation_id else ()
+            caller.answer(error.http_status, error_answer(self, error), (*named, *error_headers(error)))
         self._let_go()
 
     def abandon(self) -> None:
@@ -350,13 +396,8 @@ class InferenceExchange:
         self._let_go()
 
     def _let_go(self) -> None:
+        for attempt in self.attempts:
+            attempt.tell_nothing()  # that was not told yet: its endpoint must not wait for it
         # Attempts know their exchange: without this cut every exchange would wait for the cycle collector.
         self._caller = self.attempt = self.hold = None
         self.attempts.clear()
-
-    def _error_event(self, error: GatewayError) -> bytes:
-        assert self.envelope is not None
-        attempt = self.attempt
-        model = attempt.model.id if attempt is not None else self.envelope.model
-        provider = attempt.upstream.provider.name if attempt is not None else ""
-        return error_event(error.body(), self.generation_id, model, provider, self.created_s, self.kind)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from gateway.domain.generation import GenerationIds
 from gateway.edge.admission import Admission
 from gateway.edge.providers import Providers
-from gateway.edge.snapshots import Keys, Snapshots
+from gateway.edge.snapshots import Choice, Keys
+from gateway.routing.budget import RetryBudget
+from gateway.routing.router import Router
 from gateway.settings import Timeouts, Upstream
 
 if TYPE_CHECKING:
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 class Parts:
     """What every exchange of an edge uses."""
 
-    __slots__ = ("admission", "ids", "keys", "loop", "providers", "report", "settlement", "snapshots", "timeouts", "upstream")
+    __slots__ = (
+        "admission", "attempts_max", "ids", "keys", "loop", "providers", "report", "retries", "router", "settlement", "timeouts",
+        "upstream",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -27,7 +32,9 @@ class Parts:
         keys: Keys,
         admission: Admission,
         settlement: Settlement,
-        snapshots: Snapshots,
+        router: Router[Choice],
+        retries: RetryBudget,
+        attempts_max: int,
         providers: Providers,
         report: ExchangeReport,
         timeouts: Timeouts,
@@ -38,7 +45,9 @@ class Parts:
         self.keys = keys
         self.admission = admission
         self.settlement = settlement
-        self.snapshots = snapshots
+        self.router = router
+        self.retries = retries
+        self.attempts_max = attempts_max
         self.providers = providers
         self.report = report
         self.timeouts = timeouts

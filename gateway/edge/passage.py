@@ -27,7 +27,7 @@ _CLAIM_PREFIXES = ("x-gateway-", "x-forwarded-", "proxy")
 class Passage:
     """One relayed request. Control answers it; this only carries."""
 
-    __slots__ = ("_begun", "_call", "_caller", "_control", "_head", "_length", "_on_answered", "_status", "streaming")
+    __slots__ = ("_begun", "_call", "_caller", "_control", "_head", "_length", "_on_answered", "_status", "ends_with_eof")
 
     def __init__(self, control: Pool, caller: CallerConnection, head: RequestHead, on_answered: Callable[[int], None]) -> None:
         self._control = control
@@ -38,7 +38,7 @@ class Passage:
         self._begun = False
         self._length = -1
         self._status = 0
-        self.streaming = False  # who only half-closed still gets the answer
+        self.ends_with_eof = False  # who only half-closed still gets the answer
 
     def on_body_awaited(self) -> None:
         pass

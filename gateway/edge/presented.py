@@ -18,6 +18,7 @@ class Presented(msgspec.Struct, frozen=True):
     title: str
     user_agent: str
     session_id: str
+    explains: bool  # it asks how its endpoint was chosen
 
 
 def presented(head: RequestHead) -> Presented:
@@ -29,6 +30,7 @@ def presented(head: RequestHead) -> Presented:
         title=said(header("X-OpenRouter-Title") or header("X-Title")),
         user_agent=said(header("User-Agent")),
         session_id=said(header("x-session-id")),
+        explains=(header("X-OpenRouter-Metadata") or header("X-OpenRouter-Experimental-Metadata") or "").lower() == "enabled",
     )
 
 

@@ -18,11 +18,11 @@ from gateway.edge.snapshots import Choice
 from gateway.wire.completion import normal_finish
 from gateway.wire.cutter import EventCutter, LineTooLong
 from gateway.wire.sse import Splicer
+from gateway.wire.usage import BYTES_PER_TOKEN
 
 if TYPE_CHECKING:
     from gateway.edge.exchange import InferenceExchange
 
-FIRST_TOKEN_COLD_S = 15.0  # "adaptive" while nothing is known of the endpoint
 REASONING_S_MIN = 120.0  # a model that reasons is never cut under this
 
 
@@ -31,6 +31,8 @@ class StreamAttempt(Attempt):
 
     streams = True
     _held_bytes = 0
+    _first_token_s = 0.0  # that the first content may take from the head on
+    _silence_s = float("inf")  # that all before it may take, where another endpoint could serve instead
 
     def __init__(self, exchange: InferenceExchange, choice: Choice, upstream: Upstream) -> None:
         super().__init__(exchange, choice, upstream)
@@ -42,6 +44,7 @@ class StreamAttempt(Attempt):
         return self._splicer.content_events
 
     def start(self, body: bytes) -> None:
+        self._limit_silence()
         self.phase_at = self.started_at + self._headers_s()
         super().start(body)
 
@@ -49,6 +52,19 @@ class StreamAttempt(Attempt):
         if self.committed:  # what the caller's pause has left of the provider's time is no time to send in
             self.phase_at = self._exchange.parts.loop.time() + self._idle_s()
         super().resume()
+
+    def _limit_silence(self) -> None:
+        exchange, setting = self._exchange, self._exchange.parts.timeouts.first_token_s
+        if (own := self.endpoint.timeouts.first_token_s) is not None:
+            self._first_token_s = self._patience(own)
+        elif setting == "adaptive":
+            limit_s = self.choice.live.first_token_limit_s(self.started_at, prompt_tokens=self._prompt_tokens(), reasoning=self._reasons())
+            if exchange.has_alternatives:
+                self._first_token_s = self._silence_s = limit_s
+            else:  # nobody would be quicker
+                self._first_token_s = max(limit_s, self._idle_s())
+        else:
+            self._first_token_s = self._patience(float(setting))
 
     def phase_expired(self) -> None:
         if self._headers_late():
@@ -72,12 +88,14 @@ class StreamAttempt(Attempt):
         return True
 
     def _headers_s(self) -> float:
-        return self._patience(self.endpoint.timeouts.headers_s or self._exchange.parts.timeouts.headers_s)
+        return min(self._silence_s, self._patience(self.endpoint.timeouts.headers_s or self._exchange.parts.timeouts.headers_s))
 
     def _patience(self, seconds: float) -> float:
+        return max(seconds, REASONING_S_MIN) if self._reasons() else seconds
+
+    def _reasons(self) -> bool:
         envelope = self._exchange.envelope
-        reasons = self.model.reasoning is not None or (envelope is not None and envelope.reasoning)
-        return max(seconds, REASONING_S_MIN) if reasons else seconds
+        return self.model.reasoning is not None or (envelope is not None and envelope.reasoning)
 
     def _idle_s(self) -> float:
         return self._patience(self.endpoint.timeouts.idle_s or self._exchange.parts.timeouts.idle_s)
@@ -85,10 +103,13 @@ class StreamAttempt(Attempt):
     def _on_ok_head(self, headers: CIMultiDictProxy[str]) -> None:
         if not self._error_status and not headers.get("Content-Type", "").lower().startswith("text/event-stream"):
             self._error_status = 200  # an error object, a page, anything but a stream
-        setting = self._exchange.parts.timeouts.first_token_s
-        first_token_s = self.endpoint.timeouts.first_token_s or (FIRST_TOKEN_COLD_S if setting == "adaptive" else setting)
-        self.phase_at = self._exchange.parts.loop.time() + self._patience(float(first_token_s))
-        self._exchange.rearm()
+        exchange = self._exchange
+        self.phase_at = exchange.parts.loop.time() + self._first_token_s
+        exchange.rearm()
+
+    def _prompt_tokens(self) -> int:
+        envelope = self._exchange.envelope
+        return envelope.prompt_text_bytes // BYTES_PER_TOKEN if envelope is not None else 0
 
     def _on_ok_data(self, data: bytes) -> None:
         splicer = self._splicer
@@ -117,6 +138,7 @@ class StreamAttempt(Attempt):
         now = exchange.parts.loop.time()
         if not self.committed and splicer.content_events:
             self.first_content_at = now
+            self.choice.live.first_content(self._number, now, self._prompt_tokens())
             events = b"".join((*self._held, events))
             self._held.clear()
             self.phase_at = now + self._idle_s()
@@ -191,4 +213,5 @@ class StreamAttempt(Attempt):
         error.metadata = {"provider_name": self.upstream.provider.name, **error.metadata}
         self.note()
         self._end(error.code)
+        self._tell_failure(error)
         self._exchange.break_stream(error)

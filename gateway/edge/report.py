@@ -98,6 +98,7 @@ class ExchangeReport:
         if attempt.outcome != "ok":
             self._telemetry.counter("gateway_attempts_total", *figures.label, attempt.outcome).add()
             return
+        attempt.tell_success(usage, now)
         figures.ok.value += 1
         figures.duration.observe(now - attempt.started_at)
         if usage is None:

@@ -40,7 +40,7 @@ DESCRIPTORS_MAX = 1 << 20
 class _Immediate:
     """An answer that is known from the head alone."""
 
-    streaming = False
+    ends_with_eof = False
 
     def __init__(self, caller: CallerConnection, status: int, headers: Iterable[tuple[str, str]], error: GatewayError | None) -> None:
         self._caller = caller

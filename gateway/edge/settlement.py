@@ -21,6 +21,7 @@ from gateway.edge.admission import completion_max
 from gateway.edge.journal import Journal
 from gateway.edge.presented import TEXT_CHARS_MAX, said
 from gateway.edge.report import ExchangeReport
+from gateway.edge.selection import conversation_of
 from gateway.ledger.book import Hold
 from gateway.ledger.pricing import cost
 from gateway.log import Log, exception_fields
@@ -116,6 +117,9 @@ class Settlement:
         assert hold is not None
         exchange.bill = bill = self._bill(exchange, exchange.attempt, exchange.error)
         hold.settle(bill.nanos)
+        attempt = exchange.attempt
+        if attempt is not None and exchange.error is None and attempt.endpoint.price.input_cache_read is not None:
+            self._remember(exchange, attempt, bill.usage)
         return records.encode(_record(exchange, hold, bill, exchange.error))
 
     def mark(self, exchange: InferenceExchange) -> bytes:
@@ -124,6 +128,20 @@ class Settlement:
         assert hold is not None and attempt is not None
         attempt.note()
         return records.encode(_record(exchange, hold, self._bill(exchange, attempt, _EDGE_LOST), _EDGE_LOST))
+
+    def _remember(self, exchange: InferenceExchange, attempt: Attempt, usage: Usage | None) -> None:
+        """The conversation's prompt is in this endpoint's cache now: its next request is to find it."""
+        envelope, key, presented = exchange.envelope, exchange.key, exchange.head.presented
+        assert envelope is not None and key is not None and presented is not None
+        conversation = conversation_of(envelope, key, presented.session_id, attempt.model.id)
+        if conversation is not None:
+            exchange.parts.router.remember(
+                conversation,
+                attempt.choice,
+                self._loop.time(),
+                by_session=bool(envelope.session_id or presented.session_id),
+                cached_tokens=usage.cached_tokens if usage is not None else 0,
+            )
 
     def _let_go(self, ending: list[InferenceExchange]) -> None:
         now, clock = self._loop.time(), time.perf_counter()

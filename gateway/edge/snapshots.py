@@ -1,4 +1,4 @@
-"""What this edge knows, as control sent it: keys and the catalog. Read without locks, replaced whole."""
+"""What this edge knows, as control sent it: keys, and the endpoints of the catalog. Read without locks, replaced whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from gateway.domain.keys import KeyRecord
 from gateway.ledger.pricing import Worst, worst
 from gateway.link.client import LinkClient
 from gateway.link.messages import KeyFound
-from gateway.routing.order import by_price
+from gateway.routing.live import Live
+from gateway.routing.router import Router
 
 KEYS_MAX = 200_000
 UNKNOWN_MAX = 20_000
@@ -75,36 +76,25 @@ class Choice(msgspec.Struct, frozen=True):
 
     model: Model
     endpoint: Endpoint
+    live: Live  # its state, as this edge knows it
     worst: Worst
     completion_tokens_max: int  # that it makes of its own accord
     limit_name: str | None  # the only name of the token limit that it knows; None: both, or nobody said
 
+    @property
+    def context_length(self) -> int:
+        return min(self.endpoint.context_length, self.endpoint.max_prompt_tokens or self.endpoint.context_length)
 
-def _choice(model: Model, endpoint: Endpoint) -> Choice:
+
+def choices_of(catalog: Catalog, router: Router[Choice], in_service: Callable[[Endpoint], bool]) -> dict[str, list[Choice]]:
+    """By model id, the endpoints whose provider can be reached."""
+    return {
+        model.id: [_choice(model, endpoint, router.live(endpoint)) for endpoint in model.endpoints if in_service(endpoint)]
+        for model in catalog.models.values()
+    }
+
+
+def _choice(model: Model, endpoint: Endpoint, live: Live) -> Choice:
     ceiling = endpoint.max_completion_tokens or model.max_completion_tokens or endpoint.context_length
-    return Choice(model, endpoint, worst(endpoint.price), ceiling, _limit_name(endpoint))
-
-
-def _limit_name(endpoint: Endpoint) -> str | None:
     known = [name for name in ("max_tokens", "max_completion_tokens") if name in endpoint.supported_parameters]
-    return known[0] if len(known) == 1 else None
-
-
-class Snapshots:
-    """The current catalog, and what follows from it alone. Empty until control's first welcome."""
-
-    def __init__(self) -> None:
-        self.catalog = Catalog(revision="", providers={}, models={})
-        self._order: dict[str, list[Choice]] = {}
-
-    def replace(self, catalog: Catalog, in_service: Callable[[Endpoint], bool]) -> None:
-        """Take over a catalog; endpoints whose provider cannot be reached are left out of every order."""
-        self._order = {
-            model.id: [_choice(model, endpoint) for endpoint in by_price(model) if in_service(endpoint)]
-            for model in catalog.models.values()
-        }
-        self.catalog = catalog
-
-    def in_order(self, model: Model) -> list[Choice]:
-        """The endpoints of a model, in the order to try."""
-        return self._order[model.id]
+    return Choice(model, endpoint, live, worst(endpoint.price), ceiling, known[0] if len(known) == 1 else None)

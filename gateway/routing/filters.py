@@ -12,23 +12,11 @@ import msgspec
 
 from gateway.domain.catalog import Endpoint, Model, Provider
 from gateway.domain.errors import NoEndpointMatches
+from gateway.domain.rules import AccountRules
 from gateway.routing.wishes import NO_WISHES, Wishes
 
 TIERS = ("priority", "flex")  # service tiers cost more or wait longer: nobody gets them unasked
 EVERYWHERE = frozenset({"stop", "max_tokens", "max_completion_tokens"})  # never a reason to refuse an endpoint under require_parameters
-
-
-class AccountRules(msgspec.Struct, frozen=True):
-    """What an account allows. A request can only tighten it."""
-
-    train_paid: bool = True  # endpoints may train on prompts, or their policy is not known
-    train_free: bool = True  # the same for free ones
-    zdr: bool = False  # only endpoints that retain nothing
-    allowed: tuple[str, ...] = ()  # provider slugs; none: all
-    ignored: tuple[str, ...] = ()
-
-
-NO_RULES = AccountRules()
 
 
 class Needs(msgspec.Struct, frozen=True, gc=False):

@@ -13,12 +13,11 @@ import msgspec
 
 from gateway.domain.catalog import Catalog, Endpoint, Model
 from gateway.domain.errors import GatewayError, NoEndpointAvailable, NoEndpointMatches, Throttled
+from gateway.domain.rules import NO_RULES, AccountRules
 from gateway.routing.breaker import BreakerRules
 from gateway.routing.figures import Merged, Observed
 from gateway.routing.filters import (
     NO_NEEDS,
-    NO_RULES,
-    AccountRules,
     Needs,
     Traits,
     in_turn,
@@ -56,7 +55,19 @@ class Explained(msgspec.Struct, frozen=True):
 class Entry(Generic[C]):
     """One model: its board, its endpoints' traits, and what can be said of requests without wishes ahead of time."""
 
-    __slots__ = ("_of_rules", "board", "common", "modalities", "model", "output_max", "prompt_max", "site", "traits")
+    __slots__ = (
+        "_of_rules",
+        "_without_rules",
+        "board",
+        "caches",
+        "common",
+        "modalities",
+        "model",
+        "output_max",
+        "prompt_max",
+        "site",
+        "traits",
+    )
 
     def __init__(self, model: Model, board: Board[C], traits: Sequence[Traits], site: str) -> None:
         self.model = model
@@ -68,15 +79,21 @@ class Entry(Generic[C]):
         self.modalities = frozenset(model.input_modalities)
         self.prompt_max = min((each.prompt_max for each in self.traits), default=0)
         self.output_max = min((each.output_max for each in self.traits), default=0)
+        self.caches = any(each.caches for each in self.traits)
         self._of_rules: dict[AccountRules, Plan[C]] = {}
+        self._without_rules: Plan[C] | None = None  # of the commonest rules
 
     def plan(self, rules: AccountRules) -> Plan[C]:
         """For requests without wishes. Raises NoEndpointMatches."""
+        if rules is NO_RULES and self._without_rules is not None:
+            return self._without_rules
         plan = self._of_rules.get(rules)
         if plan is None:
             if len(self._of_rules) >= RULES_MAX:
                 self._of_rules.clear()
             plan = self._of_rules[rules] = self.board.plan(self.mask(rules, NO_WISHES, NO_NEEDS, ()))
+        if rules is NO_RULES:
+            self._without_rules = plan
         return plan
 
     def suits_all(self, needs: Needs) -> bool:
@@ -154,6 +171,10 @@ class Router(Generic[C]):
     def resolve(self, name: str) -> Resolved:
         """What a model's name stands for, variants included. Raises UnknownModel or NoEndpointMatches."""
         return resolve(name, self.catalog, site=self._site)
+
+    def caches(self, model: Model) -> bool:
+        """Whether an endpoint of this model reads cached prompts at a lower price."""
+        return self._entries[model.id].caches
 
     # Per request.
 

@@ -33,6 +33,15 @@ _STEERING_FIELDS = frozenset(
     "custom_llm_provider custom_host deployment_id azure_endpoint vertex_credentials vertex_project aws_access_key_id "
     "aws_secret_access_key litellm_params user_config mock_response fallbacks".split()
 )
+# What endpoints may or may not support, in the contract's words.
+_PARAMETERS = frozenset(
+    "temperature top_p top_k min_p top_a frequency_penalty presence_penalty repetition_penalty seed stop logprobs top_logprobs logit_bias "
+    "tools tool_choice parallel_tool_calls response_format structured_outputs reasoning include_reasoning reasoning_effort verbosity "
+    "max_tokens max_completion_tokens web_search_options".split()
+)
+_NO_NAMES: frozenset[str] = frozenset()
+_MODALITIES = {"image_url": "image", "input_audio": "audio", "file": "file", "video_url": "video", "input_video": "video"}
+_OPENING_CHARS = 512  # of each message that tells conversations apart
 _DROPPED = _GATEWAY_FIELDS | _STEERING_FIELDS | {"stream", "stream_options"}
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
@@ -124,6 +133,12 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     reasoning: bool = False  # the caller asked for reasoning
     user: str = ""  # the caller's own name for its end user
     session_id: str = ""
+    provider: msgspec.Raw | None = None  # the caller's wishes
+    route: str | None = None
+    parameters: frozenset[str] = _NO_NAMES  # those that the body has; looked at only where endpoints may differ in them
+    modalities: frozenset[str] = _NO_NAMES  # of the prompt, beside text
+    forces_tool: bool = False
+    opening: tuple[str, ...] = ()  # what the conversation began with
     shared: tuple[bytes | msgspec.Raw, ...] = ()  # the body after the model's name, in pieces: the same for every attempt
 
     def body_for(self, upstream_model: str, limit_name: str | None = None, *, stream_options: bool = True) -> bytes:
@@ -157,9 +172,11 @@ def parse(body: bytes, kind: Kind) -> Envelope:
     messages = known.messages
     if messages is not None and kind == "chat":
         count = len(messages)
-        text_bytes, bytes_max, images = _said(messages, fields["messages"])
+        text_bytes, bytes_max, images, modalities = _said(messages, fields["messages"])
+        opening = tuple([text[:_OPENING_CHARS] for each in messages[:2] if isinstance(text := each.content, str)])
     else:
         count = images = 0
+        modalities, opening = _NO_NAMES, ()
         text_bytes, bytes_max = _prompt(known.prompt, fields, kind)
     # What a chat template writes out into the prompt.
     if known.tools is not None:
@@ -179,6 +196,12 @@ def parse(body: bytes, kind: Kind) -> Envelope:
         known.reasoning is not None or "reasoning_effort" in fields,
         known.user or "",
         known.session_id or "",
+        fields["provider"] if known.provider is not None else None,
+        known.route,
+        _PARAMETERS & fields.keys() if known.tools or known.response_format or known.provider or "verbosity" in fields else _NO_NAMES,
+        modalities,
+        known.tool_choice is not None and known.tool_choice not in ("auto", "none"),
+        opening,
         _shared(fields, known),
     )
 
@@ -236,9 +259,10 @@ def _shared(fields: dict[str, msgspec.Raw], known: _Known) -> tuple[bytes | msgs
     return tuple(pieces)
 
 
-def _said(messages: list[Message], raw: msgspec.Raw) -> tuple[int, int, int]:
-    """Of a chat: bytes of text, the most tokens that any tokenizer makes of it, and images."""
+def _said(messages: list[Message], raw: msgspec.Raw) -> tuple[int, int, int, frozenset[str]]:
+    """Of a chat: bytes of text, the most tokens that any tokenizer makes of it, images, and what it has beside text."""
     text_bytes = media = images = 0
+    kinds: set[str] = set()
     for message in messages:
         content = message.content
         if isinstance(content, str):
@@ -250,8 +274,10 @@ def _said(messages: list[Message], raw: msgspec.Raw) -> tuple[int, int, int]:
                 else:
                     media += 1
                     images += part.type == "image_url"
+                    kinds.add(part.type)
+    modalities = frozenset([_MODALITIES[kind] for kind in kinds if kind in _MODALITIES]) if kinds else _NO_NAMES
     # Without media all of the JSON is text, names of tools and their arguments included.
-    return text_bytes, text_bytes + media * MEDIA_TOKENS_MAX if media else len(raw), images
+    return text_bytes, text_bytes + media * MEDIA_TOKENS_MAX if media else len(raw), images, modalities
 
 
 def _prompt(prompt: str | list[str | int | list[int]] | None, fields: dict[str, msgspec.Raw], kind: Kind) -> tuple[int, int]:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import datetime
 import email.utils
+import re
 
 import msgspec
 
-from gateway.domain.errors import FirstByteTimeout, Refused, Rejected, Throttled, UpstreamFault, UpstreamGarbage
+from gateway.domain.errors import (
+    ContentRefused,
+    ContextTooLong,
+    FirstByteTimeout,
+    Refused,
+    Rejected,
+    Throttled,
+    UpstreamFault,
+    UpstreamGarbage,
+)
 
 RAW_CHARS_MAX = 4096
 RETRY_AFTER_S_MAX = 24 * 3600.0
@@ -55,10 +65,30 @@ def from_answer(status: int, body: bytes, *, provider: str, secret: str, retry_a
             error.retry_after_s = retry_after_s(retry_after, now_s)
     elif 400 <= status < 500:
         message = told.message if told is not None and isinstance(told.message, str) and told.message else "Provider returned error"
-        error = Rejected(_redacted(message, secret)[:1000], provider_status=status, metadata=metadata)
+        error = _kind(told, message)(_redacted(message, secret)[:1000], provider_status=status, metadata=metadata)
     else:
         error = UpstreamGarbage("Provider's answer is not a completion", provider_status=status, metadata=metadata)
     return error
+
+
+# What providers say when a prompt is too long or too much for their filter; codes first, words where they have no code.
+_TOO_LONG = re.compile(
+    r"context_length_exceeded|exceed_context_size|maximum context length|context (length|window|size)|prompt is too long|"
+    r"input is too long|too many (input )?tokens|exceeds? the (maximum|max) (number of |input )?tokens|token count .{0,40}exceeds",
+    re.IGNORECASE,
+)
+_FILTERED = re.compile(
+    r"content_filter|content_policy|content management policy|responsibleai|safety (system|filter|polic)|moderation", re.IGNORECASE
+)
+
+
+def _kind(told: _Told | None, message: str) -> type[Rejected]:
+    """What a provider means that refuses a request for the caller's sake."""
+    code = told.code if told is not None and isinstance(told.code, str) else ""
+    said = f"{code[:100]} {message[:1000]}"
+    if _TOO_LONG.search(said):
+        return ContextTooLong
+    return ContentRefused if _FILTERED.search(said) else Rejected
 
 
 def from_event(error: bytes, *, provider: str, secret: str, now_s: float) -> UpstreamFault:

@@ -29,6 +29,8 @@ ERROR_TYPES = {
     "permission_denied": {403},
     "not_found": {404},
     "payload_too_large": {413},
+    "context_length_exceeded": {400},
+    "content_policy_violation": {400},
     "rate_limit_exceeded": {429},
     "server": {500},
     "provider_unavailable": {502},
@@ -60,7 +62,7 @@ def test_each_class_is_sane(kind: type[GatewayError]) -> None:
         assert (kind.fault, kind.retryable) == ("ours", False) and kind.status >= 500
     else:
         assert issubclass(kind, UpstreamFault)
-        assert kind.fault == ("caller" if kind is Rejected else "upstream")
+        assert kind.fault == ("caller" if issubclass(kind, Rejected) else "upstream")
 
 
 def test_codes_tell_classes_apart() -> None:

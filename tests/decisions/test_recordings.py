@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gateway.domain.errors import Refused, Rejected, UpstreamFault
+from gateway.domain.errors import ContextTooLong, Refused, Rejected, UpstreamFault
 from gateway.domain.usage import Usage
 from gateway.wire.answer import rewrite
 from gateway.wire.refusal import from_answer
@@ -129,7 +129,7 @@ def test_a_recorded_answer_says_in_our_name_what_it_said(name: str) -> None:
 ERRORS: dict[str, tuple[int, type[UpstreamFault], int, str]] = {
     "error-context-exceeded": (
         400,
-        Rejected,
+        ContextTooLong,
         400,
         "request (4024 tokens) exceeds the available context size (2048 tokens), try increasing it",
     ),

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.domain.errors import FirstByteTimeout, Refused, Rejected, Throttled, UpstreamFault, UpstreamGarbage, envelope
+from gateway.domain.errors import (
+    ContentRefused,
+    ContextTooLong,
+    FirstByteTimeout,
+    Refused,
+    Rejected,
+    Throttled,
+    UpstreamFault,
+    UpstreamGarbage,
+    envelope,
+)
 from gateway.wire.refusal import RAW_CHARS_MAX, RETRY_AFTER_S_MAX, from_answer, from_event, retry_after_s
 
 SECRET = "sk-north-0123456789abcdef"
@@ -84,6 +94,63 @@ def test_each_status_has_one_meaning(
 def test_a_rejection_is_told_in_the_providers_words(body: object, message: str, code: str | None) -> None:
     error = answered(400, body)
     assert (error.message, error.metadata.get("provider_code")) == (message, code)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        (
+            ContextTooLong,
+            {"code": "context_length_exceeded", "message": "This model's maximum context length is 8192 tokens. However, your messages"},
+        ),
+        (ContextTooLong, {"code": None, "message": "This model's maximum context length is 8192 tokens. However, you requested 9000"}),
+        (ContextTooLong, {"type": "invalid_request_error", "message": "prompt is too long: 212000 tokens > 200000 maximum"}),
+        (ContextTooLong, {"code": 400, "message": "The input token count (1048577) exceeds the maximum number of tokens allowed"}),
+        (
+            ContextTooLong,
+            {"type": "exceed_context_size_error", "message": "the request exceeds the available context size, try increasing it"},
+        ),
+        (
+            ContextTooLong,
+            {"code": "3051", "message": "Prompt contains 40000 tokens, too large for model with 32768 maximum context length"},
+        ),
+        (ContentRefused, {"code": "content_filter", "message": "The response was filtered due to the prompt triggering the policy"}),
+        (ContentRefused, {"code": "content_policy_violation", "message": "Your request was rejected"}),
+        (ContentRefused, {"code": None, "message": "Your request was rejected as a result of our safety system."}),
+        (
+            Rejected,
+            {"code": "invalid_value", "message": "max_tokens is too large: 9000. This model supports at most 4096 completion tokens"},
+        ),
+        (Rejected, {"code": None, "message": "temperature must be between 0 and 2"}),
+        (Rejected, {"code": None, "message": "messages with role 'tool' must follow a message with 'tool_calls'"}),
+        (Rejected, {"code": None, "message": None}),
+        (Rejected, "no such parameter"),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_what_a_rejection_means_is_read_from_code_and_words(kind: type[Rejected], error: object, status: int) -> None:
+    for fault in (
+        answered(status, {"error": error}),
+        *([in_event({**error, "code": status})] if kind is Rejected and isinstance(error, dict) else []),
+    ):
+        assert type(fault) is kind
+        assert (fault.http_status, fault.retryable, fault.fault, fault.transient) == (status, False, "caller", False)
+        shown = json.loads(envelope(fault))["error"]
+        assert shown["metadata"]["error_type"] == kind.error_type
+        if isinstance(error, dict) and error["message"]:
+            assert shown["message"] == error["message"]
+
+
+def test_who_throttles_or_fails_is_not_read_for_words() -> None:
+    for status, kind in ((429, Throttled), (500, Refused), (401, Refused)):
+        assert type(answered(status, {"error": {"code": "context_length_exceeded", "message": "content_filter"}})) is kind
+
+
+@pytest.mark.parametrize(
+    ("status", "again"), [(500, True), (502, True), (503, True), (529, True), (429, False), (401, False), (404, False)]
+)
+def test_only_a_failing_server_may_do_better_a_moment_later(status: int, again: bool) -> None:
+    assert answered(status).transient is again
 
 
 def test_other_refusals_are_told_in_ours() -> None:

@@ -2,7 +2,9 @@
 
 Three providers: `raw` speaks whatever bytes a test writes, `first` is simulated and misbehaves as told, `good` is
 simulated and healthy. Models: `RAW`, `FIRST` and `GOOD` have one endpoint each; `RAW_THEN_GOOD` and `FIRST_THEN_GOOD`
-have a healthy second one.
+have a healthy second one, and their callers wish them to be tried in that order. No breaker opens and no retry is refused
+unless a module's settings ask for it: what tests do to one endpoint again and again is not to reach the next test. Where a
+provider says when to come back, though, it is held: such tests bring models of their own (`models`).
 """
 
 from __future__ import annotations
@@ -32,6 +34,13 @@ from tests.provider_caller import Caller, datas
 RAW, FIRST, GOOD = "acme/raw", "acme/first", "acme/good"
 RAW_THEN_GOOD, FIRST_THEN_GOOD = "acme/raw-then-good", "acme/first-then-good"
 MODELS = {RAW: ("raw",), FIRST: ("first",), GOOD: ("good",), RAW_THEN_GOOD: ("raw", "good"), FIRST_THEN_GOOD: ("first", "good")}
+Models = Mapping[str, tuple[str, ...]]  # id -> providers, in the order in which they are tried
+UNMOVED: Mapping[str, Any] = {
+    "breaker_failures": 10**6,
+    "breaker_error_share": 1.0,
+    "breaker_attempts_min": 10**6,
+    "retry_budget_per_s": 10**6,
+}
 HELLO = [{"role": "user", "content": "Hello"}]
 
 SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -237,6 +246,7 @@ class Stage:
     first: Provider
     good: Provider
     session: aiohttp.ClientSession
+    models: Models
 
     @property
     def url(self) -> str:
@@ -250,7 +260,7 @@ class Stage:
         self, model: str, *, stream: bool = False, path: str = "", headers: Mapping[str, str] | None = None, **more: Any
     ) -> Answered:
         """One chat request, answered whole."""
-        body = {"model": model, "messages": HELLO, "stream": stream, **more}
+        body = {"model": model, "messages": HELLO, "stream": stream, **self._wishes(model, more), **more}
         began = time.monotonic()
         url = f"{self.gateway.url}{path}" if path else self.url
         async with self.session.post(url, json=body, headers={**self.authorization, **(headers or {})}) as answer:
@@ -274,8 +284,13 @@ class Stage:
         """A raw connection on which a stream was asked for."""
         async with self.connected() as caller:
             key = f"Authorization: Bearer {self.gateway.key}\r\n"
-            caller.send({"model": model, "messages": HELLO, "stream": True, **more}, "/api/v1/chat/completions", key)
+            body = {"model": model, "messages": HELLO, "stream": True, **self._wishes(model, more), **more}
+            caller.send(body, "/api/v1/chat/completions", key)
             yield caller
+
+    def _wishes(self, model: str, more: Mapping[str, Any]) -> dict[str, Any]:
+        ordered = len(self.models.get(model, ())) > 1 and more.keys().isdisjoint({"provider", "models"})
+        return {"provider": {"order": self.models[model]}} if ordered else {}
 
     @property
     def edge(self) -> psutil.Process:
@@ -302,6 +317,17 @@ class Stage:
         return self.gateway.logged("exchange", generation=generation_id)
 
 
+def roomy(catalog: str) -> str:
+    """The catalog with models that make millions of tokens."""
+    catalog = catalog.replace("context_length = 131072", "context_length = 4000000")
+    return catalog.replace("max_completion_tokens = 8192", "max_completion_tokens = 4000000")
+
+
+def sighted(catalog: str) -> str:
+    """The catalog with models that look at images."""
+    return catalog.replace("context_length = 131072\n", 'context_length = 131072\ninput_modalities = ["text", "image"]\n')
+
+
 @contextlib.asynccontextmanager
 async def staged(
     folder: Path,
@@ -310,14 +336,26 @@ async def staged(
     catalog: Callable[[str], str] = lambda text: text,
     environ: Mapping[str, str] | None = None,
     workers: int = 1,
+    models: Models | None = None,
 ) -> AsyncIterator[Stage]:
-    """A ready Stage. `catalog` may change the catalog's text before the start. Fails when an edge ended or was replaced meanwhile."""
+    """A ready Stage. `models` come beside the usual ones; `catalog` may change the catalog's text before the start.
+
+    Fails when an edge ended or was replaced meanwhile.
+    """
     async with contextlib.AsyncExitStack() as opened:
         raw = await opened.enter_async_context(RawProvider())
         first = await opened.enter_async_context(Provider(name="First", keep_bodies=True, keep_headers=True))
         good = await opened.enter_async_context(Provider(name="Good", keep_bodies=True, keep_headers=True))
         urls = {"raw": raw.url, "first": f"{first.url}/v1", "good": f"{good.url}/v1"}
-        gateway = RunningGateway(folder / "g", catalog(render_catalog(urls, MODELS)), settings=settings, workers=workers, environ=environ)
+        offered = {**MODELS, **(models or {})}
+        routing = {**UNMOVED, **(settings or {}).get("routing", {})}
+        gateway = RunningGateway(
+            folder / "g",
+            catalog(render_catalog(urls, offered)),
+            settings={**(settings or {}), "routing": routing},
+            workers=workers,
+            environ=environ,
+        )
         opened.push_async_callback(asyncio.to_thread, gateway.close)
         await asyncio.to_thread(gateway.start)
         await asyncio.to_thread(gateway.create_account)
@@ -325,7 +363,7 @@ async def staged(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=30.0))
         )
         edges = set(gateway.health()["edges"])
-        yield Stage(gateway, raw, first, good, session)
+        yield Stage(gateway, raw, first, good, session, offered)
         assert set(gateway.health()["edges"]) == edges, "an edge was replaced"
 
 

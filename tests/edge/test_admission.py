@@ -8,9 +8,11 @@ from gateway.domain.catalog import Catalog, Endpoint, Model, Price
 from gateway.domain.errors import GatewayError, InsufficientCredit, KeyLimitExceeded, StoreUnavailable
 from gateway.domain.keys import KeyRecord
 from gateway.edge.admission import AHEAD_HOLDS, REFUSAL_S, WAIT_S, Admission, Quote, quote
-from gateway.edge.snapshots import Snapshots
+from gateway.edge.snapshots import Choice, choices_of
 from gateway.ledger.book import Book, Hold
 from gateway.link.messages import Back, Grant, Journaled, Recall, Standing, Want
+from gateway.routing.router import Router
+from gateway.settings import Routing
 from gateway.wire.envelope import parse
 
 BALANCE = "balance:user_ann"
@@ -19,20 +21,16 @@ KEY = KeyRecord(digest="abc", account_id="user_ann", name="one", label="sk")
 LIMITED = KeyRecord(digest="abc", account_id="user_ann", name="one", label="sk", limit_nanos=10**9)
 
 
-def catalog(price: Price, **more: int) -> Snapshots:
+def choices(price: Price, **more: int) -> list[Choice]:
     endpoint = Endpoint(id="a/b@n", model_id="a/b", provider="n", tag="n", upstream_model="b", price=price, context_length=1000, **more)  # type: ignore[arg-type]
     model = Model(id="a/b", canonical_slug="a/b", name="b", context_length=1000, endpoints=(endpoint,))
-    snapshots = Snapshots()
-    snapshots.replace(Catalog(revision="1", providers={}, models={"a/b": model}), lambda _: True)
-    return snapshots
+    return choices_of(Catalog(revision="1", providers={}, models={"a/b": model}), Router(Routing()), lambda _: True)["a/b"]
 
 
 def quoted(nanos: int) -> Quote:
     """A quote of exactly this much: the price is all in the request."""
-    snapshots = catalog(Price(prompt=0, completion=0, request=nanos * 1_000_000))
-    found = quote(
-        parse(b'{"model":"a/b","messages":[{"role":"user","content":"x"}]}', "chat"), snapshots.in_order(snapshots.catalog.models["a/b"])
-    )
+    priced = choices(Price(prompt=0, completion=0, request=nanos * 1_000_000))
+    found = quote(parse(b'{"model":"a/b","messages":[{"role":"user","content":"x"}]}', "chat"), priced)
     assert found.nanos == nanos
     return found
 
@@ -250,11 +248,9 @@ def test_what_is_unused_goes_back_when_recalled_and_after_a_minute(edge: Edge) -
 def test_a_hold_covers_the_dearest_endpoint_and_a_token_for_every_byte() -> None:
     """However short its prompt seems: no tokenizer makes more of it than this."""
     body = b'{"model":"a/b","max_tokens":7,"messages":[{"role":"user","content":"%b"}]}' % ("\U0001f99c" * 50).encode()
-    snapshots = catalog(Price(prompt=1_000_000, completion=3_000_000))
-    found = quote(parse(body, "chat"), snapshots.in_order(snapshots.catalog.models["a/b"]))
+    found = quote(parse(body, "chat"), choices(Price(prompt=1_000_000, completion=3_000_000)))
     assert found.prompt_tokens >= 200 + 16 and found.nanos == found.prompt_tokens + 7 * 3
-    ceiling = catalog(Price(prompt=0, completion=1_000_000), max_completion_tokens=5)
-    assert quote(parse(body, "chat"), ceiling.in_order(ceiling.catalog.models["a/b"])).nanos == 5
+    assert quote(parse(body, "chat"), choices(Price(prompt=0, completion=1_000_000), max_completion_tokens=5)).nanos == 5
 
 
 def test_a_recall_of_what_was_never_leased_is_answered(edge: Edge) -> None:

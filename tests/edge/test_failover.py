@@ -39,12 +39,31 @@ INFLIGHT_MAX = 8
 CONNECT_S, HEADERS_S = 0.8, 1.0
 WHOLE_TEXT = text_of(16)
 
+# Which refusals are tried elsewhere, and what the caller reads where nobody else is there.
+
+ELSEWHERE = {401: 502, 402: 502, 403: 502, 404: 502, 408: 504, 409: 502, 429: 429, 500: 502, 502: 502, 503: 502, 504: 504, 529: 502}
+CALLERS = (400, 413, 422)
+TOLD = {
+    "seconds": ("7", 7, 7),
+    "date": (email.utils.formatdate(time.time() + 30, usegmt=True), 1, 31),
+    "nonsense": ("soon", None, None),
+    "absent": ("", None, None),
+    "negative": ("-1", None, None),
+}
+
+# Endpoints that rest after what is done to them.
+OWN = {
+    **{f"acme/{status}-then-good-{stream:d}": ("first", "good") for status in ELSEWHERE for stream in (False, True)},
+    **{f"acme/told-{told}": ("first",) for told in TOLD},
+}
+
 
 stage = stage_of(
     settings={
         "timeouts": {"connect_s": CONNECT_S, "headers_s": HEADERS_S, "first_token_s": 2.0, "idle_s": 5.0},
         "upstream": {"inflight_max": INFLIGHT_MAX},
-    }
+    },
+    models=OWN,
 )
 
 
@@ -60,17 +79,11 @@ def served_by_good(answered: Answered, *, stream: bool) -> None:
         assert answered.json["choices"][0]["message"]["content"] == WHOLE_TEXT
 
 
-# Which refusals are tried elsewhere, and what the caller reads where nobody else is there.
-
-ELSEWHERE = {401: 502, 402: 502, 403: 502, 404: 502, 408: 504, 409: 502, 429: 429, 500: 502, 502: 502, 503: 502, 504: 504, 529: 502}
-CALLERS = (400, 413, 422)
-
-
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_providers_refusals_are_tried_elsewhere(stage: Stage, stream: bool) -> None:
     for status in ELSEWHERE:
         with behaving(stage.first, Behaviour(status=status)):
-            answered = await stage.ask(FIRST_THEN_GOOD, stream=stream)
+            answered = await stage.ask(f"acme/{status}-then-good-{stream:d}", stream=stream)
         served_by_good(answered, stream=stream)
         assert stage.first.books.entries[-1].status == status
 
@@ -100,22 +113,11 @@ async def test_a_refusal_without_alternative_has_a_mapped_status_and_the_provide
         assert "X-RateLimit-Limit" not in answered.headers
 
 
-@pytest.mark.parametrize(
-    ("told", "low", "high"),
-    [
-        ("7", 7, 7),
-        (email.utils.formatdate(time.time() + 30, usegmt=True), 1, 31),
-        ("soon", None, None),
-        ("", None, None),
-        ("-1", None, None),
-    ],
-    ids=["seconds", "date", "nonsense", "absent", "negative"],
-)
-async def test_ups_03_throttling_without_alternative_tells_when_to_come_back(
-    stage: Stage, told: str, low: int | None, high: int | None
-) -> None:
-    with behaving(stage.first, Behaviour(status=429, retry_after=told)):
-        answered = await stage.ask(FIRST)
+@pytest.mark.parametrize("told", TOLD)
+async def test_ups_03_throttling_without_alternative_tells_when_to_come_back(stage: Stage, told: str) -> None:
+    retry_after, low, high = TOLD[told]
+    with behaving(stage.first, Behaviour(status=429, retry_after=retry_after)):
+        answered = await stage.ask(f"acme/told-{told}")
     assert answered.status == 429
     assert answered.error["metadata"]["error_type"] == "rate_limit_exceeded"
     if low is None or high is None:
@@ -265,6 +267,8 @@ async def test_ups_01_a_provider_that_fails_at_once_costs_neither_answers_nor_ti
 async def test_ups_13_a_hanging_provider_takes_its_own_places_only(stage: Stage) -> None:
     hanging = Behaviour(silent_accept=True)
     quick = [(await stage.ask(GOOD)).seconds for _ in range(20)]
+    await stage.first.down()  # so that no connection is used again: what it was sent would be sent anew when it ends
+    await stage.first.up()
     with behaving(stage.first, hanging):
         held = [asyncio.create_task(stage.ask(FIRST)) for _ in range(INFLIGHT_MAX)]
         await stage.first.wait_for(

@@ -17,10 +17,28 @@ from tests.timing import again_if_untimely, in_time
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LEFT_S_MAX = 0.5
-QUICK = Behaviour(tokens=10_000, tokens_per_s=400, ttft_ms=100)
+QUICK = Behaviour(tokens=8192, tokens_per_s=400, ttft_ms=100)
 
 
-stage = stage_of(settings={"timeouts": {"headers_s": 5.0, "total_s": 20.0, "keepalive_s": 0.2}})
+FREE, DEAR_AT_NIGHT = "acme/free", "acme/dear-at-night"
+
+
+def priced(catalog: str) -> str:
+    """`FREE` costs nothing; `DEAR_AT_NIGHT` costs nothing by day."""
+    plain = '{ prompt = "0.000001", completion = "0.000002" }'
+    free = '{ prompt = "0", completion = "0" }'
+    override = 'overrides = [{ utc_start = 2200, utc_end = 600, completion = "0.000002" }]'
+    for model, price in ((FREE, free), (DEAR_AT_NIGHT, free.replace(" }", f", {override} }}"))):
+        before, name, after = catalog.partition(f'upstream_model = "{model.partition("/")[2]}"')
+        catalog = before + name + after.replace(plain, price, 1)
+    return catalog
+
+
+stage = stage_of(
+    settings={"timeouts": {"headers_s": 5.0, "total_s": 20.0, "keepalive_s": 0.2}},
+    models={FREE: ("first",), DEAR_AT_NIGHT: ("first",)},
+    catalog=priced,
+)
 
 
 def leave(caller: Caller, how: str) -> float:
@@ -47,7 +65,7 @@ def departures(stage: Stage) -> int:
 async def test_str_04_leaving_a_stream_closes_the_providers_socket(stage: Stage, events: int, how: str) -> None:
     before, gone = len(stage.first.books.entries), departures(stage)
     with behaving(stage.first, QUICK):
-        async with stage.streaming(FIRST_THEN_GOOD, max_tokens=10_000) as caller:
+        async with stage.streaming(FIRST_THEN_GOOD, max_tokens=8192) as caller:
             await stage.first.wait_for(lambda books: len(books.entries) == before + 1)
             if events:
                 await caller.head()
@@ -94,19 +112,53 @@ async def test_str_04_leaving_during_connect_leaves_no_call_behind(stage: Stage)
     assert len(stage.raw.calls) == calls
 
 
+@pytest.mark.parametrize("model", [FIRST, DEAR_AT_NIGHT])
 @pytest.mark.parametrize("how", ["close", "reset"])
-async def test_str_04_a_whole_answer_is_awaited_after_its_caller_has_left(stage: Stage, how: str) -> None:
+async def test_str_04_a_whole_answer_is_awaited_after_its_caller_has_left(stage: Stage, how: str, model: str) -> None:
     before = len(stage.first.books.entries)
     with behaving(stage.first, Behaviour(headers_delay_ms=400)):
         async with stage.connected() as caller:
             key = f"Authorization: Bearer {stage.gateway.key}\r\n"
-            caller.send({"model": FIRST, "messages": HELLO}, "/api/v1/chat/completions", key)
+            caller.send({"model": model, "messages": HELLO}, "/api/v1/chat/completions", key)
             await stage.first.wait_for(lambda books: len(books.entries) == before + 1)
             leave(caller, how)
         entry = stage.first.books.entries[-1]
         await stage.first.wait_for(lambda _: entry.finished is not None or entry.cancelled is not None)
     assert entry.cancelled is None
-    assert (await stage.ask(FIRST)).status == 200
+    assert (await stage.ask(model)).status == 200
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+@again_if_untimely
+async def test_str_04_a_whole_answer_that_costs_nothing_is_stopped_when_its_caller_leaves(stage: Stage, how: str) -> None:
+    before, gone = len(stage.first.books.entries), departures(stage)
+    with behaving(stage.first, Behaviour(headers_delay_ms=10_000)):
+        async with stage.connected() as caller:
+            key = f"Authorization: Bearer {stage.gateway.key}\r\n"
+            caller.send({"model": FREE, "messages": HELLO}, "/api/v1/chat/completions", key)
+            await stage.first.wait_for(lambda books: len(books.entries) == before + 1)
+            left = leave(caller, how)
+        entry = stage.first.books.entries[-1]
+        await stage.first.wait_for(lambda _: entry.cancelled is not None)
+    assert entry.cancelled is not None
+    in_time(entry.cancelled - left, LEFT_S_MAX)
+    line = await asyncio.to_thread(stage.gateway.logged, "exchange", status=499, count=gone + 1)
+    assert (line["error"], line["endpoint"]) == ("caller_gone", f"{FREE}@first")
+    assert (await stage.ask(FREE)).status == 200
+
+
+async def test_a_caller_who_has_left_is_not_served_elsewhere(stage: Stage) -> None:
+    before, good, gone = len(stage.first.books.entries), stage.good.books.requests, departures(stage)
+    with behaving(stage.first, Behaviour(headers_delay_ms=400, status=503)):
+        async with stage.connected() as caller:
+            key = f"Authorization: Bearer {stage.gateway.key}\r\n"
+            body = {"model": FIRST_THEN_GOOD, "messages": HELLO, "provider": {"order": ["first"]}}
+            caller.send(body, "/api/v1/chat/completions", key)
+            await stage.first.wait_for(lambda books: len(books.entries) == before + 1)
+            leave(caller, "reset")
+        line = await asyncio.to_thread(stage.gateway.logged, "exchange", status=499, count=gone + 1)
+    assert [outcome for _, outcome, _ in line["attempts"]] == ["upstream_refused"]
+    assert (len(stage.first.books.entries), stage.good.books.requests) == (before + 1, good)
 
 
 async def test_str_08_a_caller_who_only_stops_talking_gets_the_whole_answer(stage: Stage) -> None:

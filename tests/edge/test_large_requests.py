@@ -14,7 +14,7 @@ import pytest
 
 from bench.behaviour import Behaviour
 from tests.conftest import eventually
-from tests.edge.stage import FIRST, GOOD, HELLO, Stage, behaving, stage_of
+from tests.edge.stage import FIRST, GOOD, HELLO, Stage, behaving, sighted, stage_of
 from tests.timing import again_if_untimely, in_time
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -22,7 +22,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 MIB = 1 << 20
 KIB = 1 << 10
 ROUTE = "/api/v1/chat/completions"
-stage = stage_of(settings={"timeouts": {"first_token_s": 60.0, "idle_s": 60.0, "total_s": 120.0}, "upstream": {"inflight_max": 4000}})
+stage = stage_of(
+    settings={"timeouts": {"first_token_s": 60.0, "idle_s": 60.0, "total_s": 120.0}, "upstream": {"inflight_max": 4000}}, catalog=sighted
+)
 
 
 def tool(number: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 
 from bench.behaviour import Behaviour
 from tests.conftest import eventually
-from tests.edge.stage import FIRST, GOOD, HELLO, Stage, behaving, stage_of
+from tests.edge.stage import FIRST, GOOD, HELLO, Stage, behaving, roomy, stage_of
 from tests.provider_caller import datas
 from tests.timing import again_if_untimely, in_time
 
@@ -24,7 +24,7 @@ MIB = 1024 * 1024
 WRITE_STALL_S = 1.0
 
 
-stage = stage_of(settings={"server": {"write_stall_s": WRITE_STALL_S}})
+stage = stage_of(settings={"server": {"write_stall_s": WRITE_STALL_S}}, catalog=roomy)
 
 
 def body(model: str = GOOD, **fields: object) -> bytes:

@@ -27,6 +27,7 @@ from tests.edge.stage import (
     completion,
     event,
     plain,
+    roomy,
     sse,
     stage_of,
 )
@@ -59,7 +60,7 @@ stage = stage_of(
         },
         "upstream": {"answer_bytes_max": ANSWER_BYTES_MAX, "sse_line_bytes_max": LINE_BYTES_MAX},
     },
-    catalog=own_timeouts,
+    catalog=lambda text: roomy(own_timeouts(text)),
 )
 
 

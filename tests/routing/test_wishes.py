@@ -9,7 +9,8 @@ import pytest
 
 from gateway.domain.catalog import DataPolicy, Price
 from gateway.domain.errors import BadRequest, NoEndpointMatches, UnknownModel, envelope
-from gateway.routing.filters import AccountRules, Needs
+from gateway.domain.rules import AccountRules
+from gateway.routing.filters import Needs
 from gateway.routing.wishes import Cutoffs, Sort, Wishes, read_wishes, routed
 from tests.routing.scene import Scene, endpoint, model_of
 
