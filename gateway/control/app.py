@@ -27,6 +27,7 @@ from gateway.control.api.models import ModelsApi
 from gateway.control.bookkeeper import Bookkeeper
 from gateway.control.catalog_source import CatalogSource
 from gateway.control.expiry import Expiry
+from gateway.control.fleet import FleetWatch
 from gateway.control.leases import LeaseDesk
 from gateway.control.store import RefusalReason, Store
 from gateway.control.store.opening import open_store
@@ -91,8 +92,11 @@ class Control:
         await parts.enter_async_context(_running(telemetry.run(), "telemetry"))
         desk = LeaseDesk(store=store, log=self._log)
 
+        fleet = FleetWatch(push=lambda merged: link.push_figures(merged), now=asyncio.get_running_loop().time)
+
         def left(incarnation: str) -> None:
             telemetry.left(incarnation)
+            fleet.left(incarnation)
             desk.left(incarnation)
             bookkeeper.wake()
 
@@ -104,6 +108,7 @@ class Control:
             on_joined=telemetry.joined,
             on_left=left,
             on_report=telemetry.report,
+            on_observed=fleet.observed,
             on_want=desk.want,
             on_back=desk.back,
             on_standing=desk.standing,
@@ -129,7 +134,8 @@ class Control:
         admin = AdminApi(
             administration=administration, catalogs=self._catalogs, telemetry=telemetry, on_reaped=bookkeeper.reaped, log=self._log
         )
-        public = self._public(store)
+        await parts.enter_async_context(_running(fleet.run(), "fleet"))
+        public = self._public(store, fleet)
         parts.push_async_callback(link.stop)
         await link.start()
         await parts.enter_async_context(_listening(public, self._runtime.socket(PUBLIC)))
@@ -154,11 +160,11 @@ class Control:
         telemetry.fact("gateway_journal_oldest_seconds", lambda: bookkeeper.oldest_s)
         return bookkeeper
 
-    def _public(self, store: Store) -> web.Application:
+    def _public(self, store: Store, fleet: FleetWatch) -> web.Application:
         """What callers may ask for, beside inference."""
         authentication = Authentication(store=store)
         routes = [
-            *ModelsApi(catalogs=self._catalogs).routes(),
+            *ModelsApi(catalogs=self._catalogs, shown=fleet.shown).routes(),
             *CreditsApi(authentication=authentication, store=store).routes(),
             *KeyApi(authentication=authentication, store=store, limits=self._settings.limits).routes(),
             *GenerationApi(authentication=authentication, store=store, catalogs=self._catalogs).routes(),

@@ -28,6 +28,7 @@ from gateway.control.catalog_source import CatalogSource
 from gateway.domain.catalog import Catalog, Model, Provider
 from gateway.domain.errors import BadRequest, NotFound
 from gateway.domain.money import parse_usd
+from gateway.routing.fleet import UNSEEN, Shown
 
 LIMIT_DEFAULT = 500
 LIMIT_MAX = 1000
@@ -52,10 +53,11 @@ Keep = Callable[[_Listed], bool]
 
 
 class ModelsApi:
-    """Handlers over the catalog in force."""
+    """Handlers over the catalog in force. `shown` says what is known of an endpoint, by its id."""
 
-    def __init__(self, *, catalogs: CatalogSource) -> None:
+    def __init__(self, *, catalogs: CatalogSource, shown: Callable[[str], Shown] = lambda endpoint_id: UNSEEN) -> None:
         self._catalogs = catalogs
+        self._shown = shown
         self._listed: list[_Listed] = []
         self._listed_of: Catalog | None = None
 
@@ -84,7 +86,7 @@ class ModelsApi:
         return answer({"data": model_row(self._named(request))})
 
     async def endpoints(self, request: web.Request) -> web.Response:
-        return answer({"data": model_endpoints_row(self._named(request), self._catalogs.catalog)})
+        return answer({"data": model_endpoints_row(self._named(request), self._catalogs.catalog, self._shown)})
 
     async def zdr_endpoints(self, request: web.Request) -> web.Response:
         catalog = self._catalogs.catalog
@@ -93,7 +95,7 @@ class ModelsApi:
             for endpoint in model.endpoints:
                 provider = catalog.providers[endpoint.provider]
                 if retains_nothing(provider):
-                    rows.append(endpoint_row(model, endpoint, provider))
+                    rows.append(endpoint_row(model, endpoint, provider, self._shown(endpoint.id)))
         return answer({"data": rows})
 
     async def providers(self, request: web.Request) -> web.Response:
