@@ -29,6 +29,7 @@ from gateway.control.catalog_source import CatalogSource
 from gateway.control.expiry import Expiry
 from gateway.control.fleet import FleetWatch
 from gateway.control.leases import LeaseDesk
+from gateway.control.prometheus import read_back
 from gateway.control.store import RefusalReason, Store
 from gateway.control.store.opening import open_store
 from gateway.control.telemetry import Telemetry
@@ -94,6 +95,10 @@ class Control:
 
         fleet = FleetWatch(push=lambda merged: link.push_figures(merged), now=asyncio.get_running_loop().time)
 
+        def joined(incarnation: str) -> None:
+            telemetry.joined(incarnation)
+            fleet.push()  # so that a new edge chooses well from its first request on
+
         def left(incarnation: str) -> None:
             telemetry.left(incarnation)
             fleet.left(incarnation)
@@ -105,7 +110,7 @@ class Control:
             incarnation=self._args.incarnation,
             catalog=self._catalogs.catalog,
             find_keys=store.find_keys,
-            on_joined=telemetry.joined,
+            on_joined=joined,
             on_left=left,
             on_report=telemetry.report,
             on_observed=fleet.observed,
@@ -134,7 +139,7 @@ class Control:
         admin = AdminApi(
             administration=administration, catalogs=self._catalogs, telemetry=telemetry, on_reaped=bookkeeper.reaped, log=self._log
         )
-        await parts.enter_async_context(_running(fleet.run(), "fleet"))
+        await parts.enter_async_context(_running(self._watch_fleet(fleet), "fleet"))
         public = self._public(store, fleet)
         parts.push_async_callback(link.stop)
         await link.start()
@@ -159,6 +164,13 @@ class Control:
         telemetry.fact("gateway_journal_pending_records", lambda: float(bookkeeper.pending_records))
         telemetry.fact("gateway_journal_oldest_seconds", lambda: bookkeeper.oldest_s)
         return bookkeeper
+
+    async def _watch_fleet(self, fleet: FleetWatch) -> None:
+        if url := self._settings.routing.prometheus_url:
+            observed = await read_back(url, self._catalogs.catalog, self._log)
+            if observed is not None:
+                fleet.start_warm(observed)
+        await fleet.run()
 
     def _public(self, store: Store, fleet: FleetWatch) -> web.Application:
         """What callers may ask for, beside inference."""

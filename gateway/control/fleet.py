@@ -12,6 +12,7 @@ from gateway.routing.figures import Merged, Observed
 from gateway.routing.fleet import Fleet, Shown
 
 PUSH_S = 1.0
+WARMTH = "warmth"  # stands where an edge's incarnation would
 
 
 class FleetWatch:
@@ -29,6 +30,11 @@ class FleetWatch:
     def observed(self, incarnation: str, observed: Observed) -> None:
         self._fleet.observe(incarnation, observed, self._now())
 
+    def start_warm(self, observed: Observed) -> None:
+        """Take what another memory of the fleet has of the last minutes, as if an edge had told it."""
+        self._fleet.observe(WARMTH, observed, self._now())
+        self._fleet.lost(WARMTH)
+
     def left(self, incarnation: str) -> None:
         """The edge's link has ended."""
         self._fleet.lost(incarnation)
@@ -39,8 +45,8 @@ class FleetWatch:
 
     async def run(self) -> None:
         while True:
-            await asyncio.sleep(PUSH_S)
             self.push()
+            await asyncio.sleep(PUSH_S)
 
     def push(self) -> None:
         """Tell every edge; nothing while no endpoint was called lately, once that was said. An edge forgets figures that are
