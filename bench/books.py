@@ -27,6 +27,7 @@ class Entry(msgspec.Struct, kw_only=True, gc=False):
     reasoning_tokens: int = 0
     status: int = 200
     started: float
+    first: float | None = None  # the first of what it made was handed to the socket
     finished: float | None = None  # the last byte (or the planned break) was handed to the socket
     cancelled: float | None = None  # the caller closed before that
     headers: tuple[tuple[str, str], ...] = ()  # as received; the value of Authorization only with keep_headers

@@ -55,6 +55,8 @@ class Delivery:
             self._transport.write(step.data.replace(ID_MARK, self._id))
             if step.made > self._entry.completion_tokens:
                 self._entry.completion_tokens = step.made
+                if self._entry.first is None:
+                    self._entry.first = time.monotonic()
             self._books.changed()
         self._timer = asyncio.get_running_loop().call_soon(self.pump)
 

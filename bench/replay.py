@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import uvloop
 
-from gateway.domain.catalog import Catalog, Endpoint, Model, Price, Provider
+from gateway.domain.catalog import Catalog, DataPolicy, Endpoint, Model, Price, Provider
 from gateway.domain.keys import KeyRecord
 from gateway.edge.admission import Admission
 from gateway.edge.caller import CallerConnection
@@ -49,7 +49,9 @@ ENDPOINT = Endpoint(
 )  # fmt: skip
 CATALOG = Catalog(
     revision="replay",
-    providers={"north": Provider(slug="north", name="North", base_url="http://127.0.0.1:1/v1")},
+    providers={
+        "north": Provider(slug="north", name="North", base_url="http://127.0.0.1:1/v1", data=DataPolicy(trains=False, retains=False))
+    },
     models={
         "acme/sage-1": Model(id="acme/sage-1", canonical_slug="acme/sage-1", name="Sage", endpoints=(ENDPOINT,), context_length=131072)
     },

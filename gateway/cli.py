@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from gateway import __version__
-from gateway.control.administration import Administration, NewAccount, NewCredits, NewKey
+from gateway.control.administration import Administration, NewAccount, NewCredits, NewKey, NewRules
 from gateway.control.bookkeeper import Bookkeeper
 from gateway.control.leases import releaser
 from gateway.control.passwords import hash_password
@@ -101,6 +101,12 @@ def _create_account(arguments: argparse.Namespace) -> int:
     password_hash = _password_hash() if arguments.password_stdin else None
     wish = NewAccount(email=arguments.email, usd=arguments.usd, password_hash=password_hash)
     return _administer(arguments, Command("POST", "/accounts", wish, lambda administration: administration.create_account(wish)))
+
+
+def _set_rules(arguments: argparse.Namespace) -> int:
+    given = {name: getattr(arguments, name) for name in ("train_paid", "train_free", "zdr", "allow", "ignore")}
+    wish = NewRules(account_id=arguments.account, **{name: value for name, value in given.items() if value is not None})
+    return _administer(arguments, Command("POST", "/rules", wish, lambda administration: administration.set_rules(wish)))
 
 
 def _create_key(arguments: argparse.Namespace) -> int:
@@ -236,10 +242,20 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--workers", type=_between(0, 64), help="instead of [server] workers; 0: one per core")
     _command(commands, "check", _check, "list every problem of the configuration and its catalog")
 
-    account = _command(_group(commands, "account", "accounts"), "create", _create_account, "create an account with two keys")
+    accounts = _group(commands, "account", "accounts")
+    account = _command(accounts, "create", _create_account, "create an account with two keys")
     account.add_argument("--email", required=True)
     account.add_argument("--usd", default="0", help="first credit, such as 10.00")
     account.add_argument("--password-stdin", action="store_true", help="read a password for signing in from the first line of stdin")
+
+    rules = _command(accounts, "set", _set_rules, "change what an account allows; without a change: show it")
+    rules.add_argument("--account", required=True, metavar="ID")
+    may = "may serve this account"
+    rules.add_argument("--train-paid", type=_on_or_off, metavar="on|off", help=f"endpoints that may train on prompts, or do not say, {may}")
+    rules.add_argument("--train-free", type=_on_or_off, metavar="on|off", help="the same for free endpoints")
+    rules.add_argument("--zdr", type=_on_or_off, metavar="on|off", help=f"only endpoints with zero data retention {may}")
+    rules.add_argument("--allow", type=_slugs, metavar="SLUG,...", help=f'only these providers {may}; "": all')
+    rules.add_argument("--ignore", type=_slugs, metavar="SLUG,...", help=f'none of these providers {may}; "": no such provider')
 
     key = _command(_group(commands, "key", "keys"), "create", _create_key, "create a key, shown once")
     key.add_argument("--account", required=True, metavar="ID")
@@ -270,6 +286,16 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int],
     command.add_argument("--config", required=True, type=Path, metavar="FILE")
     command.set_defaults(run=run)
     return command
+
+
+def _on_or_off(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise argparse.ArgumentTypeError("must be on or off")
+    return text == "on"
+
+
+def _slugs(text: str) -> tuple[str, ...]:
+    return tuple(slug.strip() for slug in text.split(",") if slug.strip())
 
 
 def _between(least: int, most: int) -> Callable[[str], int]:

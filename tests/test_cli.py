@@ -89,6 +89,22 @@ def test_accounts_keys_and_credits(gateway: Path) -> None:
     assert not any(secret in dump for secret in (account["key"], account["management_key"], key["key"]))
 
 
+def test_account_rules_are_shown_and_changed(gateway: Path) -> None:
+    account = ("--account", Done(gateway, "account", "create", "--email", "ann@example.com").result["account_id"])
+    shown = {"account_id": account[1], "train_paid": False, "train_free": False, "zdr": False, "allow": [], "ignore": []}
+    assert Done(gateway, "account", "set", *account).result == shown
+    shown |= {"train_paid": True, "zdr": True, "allow": ["north", "south/fp8"]}
+    assert Done(gateway, "account", "set", *account, "--train-paid", "on", "--zdr", "on", "--allow", "North, south/fp8,").result == shown
+    shown |= {"train_paid": False, "train_free": True, "allow": [], "ignore": ["west"]}
+    given = ("--train-paid", "off", "--train-free", "on", "--allow", "", "--ignore", "west")
+    assert Done(gateway, "account", "set", *account, *given).result == shown
+    assert Done(gateway, "account", "set", *account).result == shown
+
+    assert "no such account" in Done(gateway, "account", "set", "--account", "user_none", "--zdr", "on").refusal(1)
+    assert "is not a provider's slug" in Done(gateway, "account", "set", *account, "--ignore", "Nor th").refusal(1)
+    assert "must be on or off" in Done(gateway, "account", "set", *account, "--zdr", "yes").refusal(2)
+
+
 @pytest.mark.parametrize(
     "usd", ["-1", "0.0000000001", "4611686018.427387905", "9223372036.854775808", "1e30", "NaN", "ten", "", "1,5", "\uff11"]
 )

@@ -20,13 +20,16 @@ from gateway.domain import resources
 from gateway.domain.errors import BadRequest
 from gateway.domain.keys import KeyRecord, digest, label, new_secret
 from gateway.domain.money import format_usd, parse_usd
+from gateway.domain.rules import RulesChange
 from gateway.settings import Billing
 
 NAME_MAX = 200
 NOTE_MAX = 500
+SLUGS_MAX = 200
 EMAIL_MAX = 254  # RFC 5321
 
 # Deliberately narrower than what mail allows: no quotes, no blanks, no look-alike letters.
+_SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*(?:/[a-z0-9._-]+)*")
 _EMAIL = re.compile(r"[a-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*")
 
 
@@ -51,6 +54,17 @@ class NewCredits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     with_fee: bool = False  # book the fee of a purchase along with it, as paid on top
 
 
+class NewRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is to become of an account's rules; what is left out stays."""
+
+    account_id: str
+    train_paid: bool | msgspec.UnsetType = msgspec.UNSET
+    train_free: bool | msgspec.UnsetType = msgspec.UNSET
+    zdr: bool | msgspec.UnsetType = msgspec.UNSET
+    allow: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET  # provider slugs; none: all
+    ignore: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+
+
 class AccountCreated(msgspec.Struct, frozen=True, kw_only=True):
     account_id: str
     key: str
@@ -65,6 +79,17 @@ class KeyCreated(msgspec.Struct, frozen=True, kw_only=True):
 class CreditsAdded(msgspec.Struct, frozen=True, kw_only=True):
     balance_usd: msgspec.Raw  # a JSON number with all its digits, which no float is in between
     fee_usd: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # where there is one
+
+
+class AccountRulesSet(msgspec.Struct, frozen=True, kw_only=True):
+    """All rules of an account."""
+
+    account_id: str
+    train_paid: bool
+    train_free: bool
+    zdr: bool
+    allow: tuple[str, ...]
+    ignore: tuple[str, ...]
 
 
 class Administration:
@@ -117,6 +142,27 @@ class Administration:
         self._key_changed(key)
         return KeyCreated(key=secret, hash=key.digest)
 
+    async def set_rules(self, wish: NewRules) -> AccountRulesSet:
+        """What the account allows, from now on and for all its keys. Raises NotFound: no such account."""
+        change = RulesChange(
+            train_paid=wish.train_paid,
+            train_free=wish.train_free,
+            zdr=wish.zdr,
+            allowed=_slugs("allow", wish.allow),
+            ignored=_slugs("ignore", wish.ignore),
+        )
+        rules, keys = await self._store.change_rules(wish.account_id, change)
+        for key in keys:
+            self._on_key_changed(key.digest, key)
+        return AccountRulesSet(
+            account_id=wish.account_id,
+            train_paid=rules.train_paid,
+            train_free=rules.train_free,
+            zdr=rules.zdr,
+            allow=rules.allowed,
+            ignore=rules.ignored,
+        )
+
     async def add_credits(self, wish: NewCredits) -> CreditsAdded:
         """Raises NotFound: no such account."""
         nanos = _nanos("usd", wish.usd)
@@ -166,6 +212,18 @@ def _nanos(field: str, text: str) -> int:
     if nanos < 0:
         raise BadRequest(f"{field}: must not be negative")
     return nanos
+
+
+def _slugs(field: str, slugs: tuple[str, ...] | msgspec.UnsetType) -> tuple[str, ...] | msgspec.UnsetType:
+    if isinstance(slugs, msgspec.UnsetType):
+        return msgspec.UNSET
+    found = tuple(dict.fromkeys(slug.strip().lower() for slug in slugs))
+    if len(found) > SLUGS_MAX:
+        raise BadRequest(f"{field}: more than {SLUGS_MAX} providers")
+    for slug in found:
+        if not _SLUG.fullmatch(slug):
+            raise BadRequest(f"{field}: {slug[:100]!r} is not a provider's slug")
+    return found
 
 
 def _number(nanos: int) -> msgspec.Raw:

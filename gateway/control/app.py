@@ -25,7 +25,9 @@ from gateway.control.bookkeeper import Bookkeeper
 from gateway.control.catalog_source import CatalogSource
 from gateway.control.erasure import Erasure
 from gateway.control.expiry import Expiry
+from gateway.control.fleet import FleetWatch
 from gateway.control.leases import LeaseDesk
+from gateway.control.prometheus import read_back
 from gateway.control.store import RefusalReason, Store
 from gateway.control.store.opening import open_store
 from gateway.control.telemetry import Telemetry
@@ -90,8 +92,15 @@ class Control:
         await parts.enter_async_context(_running(telemetry.run(), "telemetry"))
         desk = LeaseDesk(store=store, log=self._log)
 
+        fleet = FleetWatch(push=lambda merged: link.push_figures(merged), now=asyncio.get_running_loop().time)
+
+        def joined(incarnation: str) -> None:
+            telemetry.joined(incarnation)
+            fleet.push()  # so that a new edge chooses well from its first request on
+
         def left(incarnation: str) -> None:
             telemetry.left(incarnation)
+            fleet.left(incarnation)
             desk.left(incarnation)
             bookkeeper.wake()
 
@@ -100,9 +109,10 @@ class Control:
             incarnation=self._args.incarnation,
             catalog=self._catalogs.catalog,
             find_keys=store.find_keys,
-            on_joined=telemetry.joined,
+            on_joined=joined,
             on_left=left,
             on_report=telemetry.report,
+            on_observed=fleet.observed,
             on_want=desk.want,
             on_back=desk.back,
             on_standing=desk.standing,
@@ -128,9 +138,10 @@ class Control:
         admin = AdminApi(
             administration=administration, catalogs=self._catalogs, telemetry=telemetry, on_reaped=bookkeeper.reaped, log=self._log
         )
+        await parts.enter_async_context(_running(self._watch_fleet(fleet), "fleet"))
         erasure = Erasure(store=store, log=self._log)
         await parts.enter_async_context(_running(erasure.run(), "erasure"))
-        public = self._public(store, link, erasure)
+        public = self._public(store, link, fleet, erasure)
         parts.push_async_callback(link.stop)
         await link.start()
         await parts.enter_async_context(_listening(public, self._runtime.socket(PUBLIC)))
@@ -155,7 +166,14 @@ class Control:
         telemetry.fact("gateway_journal_oldest_seconds", lambda: bookkeeper.oldest_s)
         return bookkeeper
 
-    def _public(self, store: Store, link: LinkServer, erasure: Erasure) -> web.Application:
+    async def _watch_fleet(self, fleet: FleetWatch) -> None:
+        if url := self._settings.routing.prometheus_url:
+            observed = await read_back(url, self._catalogs.catalog, self._log)
+            if observed is not None:
+                fleet.start_warm(observed)
+        await fleet.run()
+
+    def _public(self, store: Store, link: LinkServer, fleet: FleetWatch, erasure: Erasure) -> web.Application:
         """What callers may ask for, beside inference."""
 
         def limit_changed(resource: str) -> None:
@@ -169,6 +187,7 @@ class Control:
             store=store,
             catalogs=self._catalogs,
             settings=self._settings,
+            shown=fleet.shown,
             on_key_changed=link.push_key,
             on_limit_changed=limit_changed,
             on_account_deleted=erasure.wake,

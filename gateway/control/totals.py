@@ -6,6 +6,7 @@ process of another version reports is left out rather than shown wrong.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import prometheus_client
@@ -15,6 +16,8 @@ from prometheus_client.registry import Collector
 from gateway.domain.metrics import METRICS, HistogramSample, Metric, Samples
 
 Labels = tuple[str, ...]
+
+_MEANS = frozenset(metric.name for metric in METRICS.values() if metric.is_mean)
 
 
 class Totals:
@@ -61,12 +64,17 @@ class Totals:
 
 
 def sum_up(counted: Iterable[Samples], live: Iterable[Samples]) -> Samples:
-    """The fleet's figures: counters and histograms of all, gauges of the living alone."""
+    """The fleet's figures: counters and histograms of all, gauges of the living alone, some as their mean."""
     totals = Totals()
     for samples in counted:
         totals.add(samples, gauges=False)
+    sources: Counter[tuple[str, Labels]] = Counter()
     for samples in live:
         totals.add(samples, gauges=True)
+        sources.update((name, labels) for name, series in samples.numbers.items() if name in _MEANS for labels in series)
+    for name in _MEANS & totals.numbers.keys():
+        series = totals.numbers[name]
+        totals.numbers[name] = {labels: value / sources[name, labels] for labels, value in series.items()}
     return totals.samples()
 
 

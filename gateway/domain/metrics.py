@@ -24,6 +24,7 @@ class Metric(msgspec.Struct, frozen=True):
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()  # upper bounds, without +Inf
+    is_mean: bool = False  # a gauge that is shown as the mean over processes instead of their sum
 
 
 METRICS: dict[str, Metric] = {
@@ -34,6 +35,19 @@ METRICS: dict[str, Metric] = {
         Metric("gateway_attempts_total", "counter", "Calls to endpoints, by outcome.", ("provider", "model", "outcome")),
         Metric("gateway_inflight_requests", "gauge", "Caller requests being served now."),
         Metric("gateway_inflight_attempts", "gauge", "Calls to a provider under way now.", ("provider",)),
+        Metric(
+            "gateway_endpoint_state",
+            "gauge",
+            "On how many edges an endpoint takes traffic (closed), waits for a rate limit (held), or was put out by errors (ejected).",
+            ("provider", "model", "state"),
+        ),
+        Metric(
+            "gateway_endpoint_weight",
+            "gauge",
+            "An endpoint's part of its model's requests without wishes, 0-1, as last shared out.",
+            ("provider", "model"),
+            is_mean=True,
+        ),
         Metric("gateway_connections", "gauge", "Open caller connections."),
         Metric("gateway_upstream_connections_total", "counter", "Provider connections opened.", ("provider",)),
         Metric(

@@ -6,13 +6,28 @@ import msgspec
 
 
 class AccountRules(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an account allows. A request can only tighten it."""
+    """What an account allows. A request can only tighten it. Where nobody said, `NO_RULES` is meant, that very object."""
 
-    train_paid: bool = True  # endpoints may train on prompts, or their policy is not known
-    train_free: bool = True  # the same for free ones
+    train_paid: bool = False  # endpoints may train on prompts, or their policy is not known
+    train_free: bool = False  # the same for free ones
     zdr: bool = False  # only endpoints that retain nothing
-    allowed: tuple[str, ...] = ()  # provider slugs; none: all
+    allowed: tuple[str, ...] = ()  # provider slugs, or tags such as "north/fp8"; none: all
     ignored: tuple[str, ...] = ()
 
 
 NO_RULES = AccountRules()
+
+
+class RulesChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to become of an account's rules; UNSET ones stay as they are."""
+
+    train_paid: bool | msgspec.UnsetType = msgspec.UNSET
+    train_free: bool | msgspec.UnsetType = msgspec.UNSET
+    zdr: bool | msgspec.UnsetType = msgspec.UNSET
+    allowed: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    ignored: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    def applied_to(self, rules: AccountRules) -> AccountRules:
+        changes = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not msgspec.UNSET}
+        changed = msgspec.structs.replace(rules, **changes)
+        return NO_RULES if changed == NO_RULES else changed

@@ -29,7 +29,9 @@ from gateway.link.pulse import ChildArgs, Pulse, pulse_interval_s
 from gateway.link.runtime import LINK, PUBLIC, RuntimeDir
 from gateway.log import Log
 from gateway.routing.budget import RetryBudget
+from gateway.routing.figures import Observed
 from gateway.routing.router import Router
+from gateway.routing.standing import endpoint_states, endpoint_weights
 from gateway.settings import Settings, load_settings
 
 SWEEP_S = 1.0
@@ -54,6 +56,7 @@ class Edge:
         self._admission = Admission(book=Book(), send=self._link.send, now=loop.time)
         self._journal = self._make_journal()
         self._told_control = False  # that records wait
+        self._news = True  # control was told of something other than nothing
         routing = settings.routing
         self._router: Router[Choice] = Router(routing, site=settings.server.public_url)
         self._providers = Providers(telemetry=self._telemetry, calls_max=max(1, settings.upstream.inflight_max // args.workers))
@@ -145,6 +148,8 @@ class Edge:
             on_recall=lambda resource: self._admission.on_recall(resource),
             on_funded=lambda resource: self._admission.on_funded(resource),
             on_committed=self._on_committed,
+            observed=self._observed,
+            on_figures=lambda merged: self._router.take(merged, self._args.incarnation, self._loop.time()),
             on_refused=lambda reason: self._log.error("control_refused", reason=reason),
         )
 
@@ -167,11 +172,16 @@ class Edge:
         self._telemetry.gauge("gateway_connections", lambda: {(): self._server.connections})
         self._telemetry.gauge("gateway_inflight_requests", lambda: {(): self._server.inflight})
         self._telemetry.gauge("gateway_inflight_attempts", self._providers.calls)
+        self._telemetry.gauge("gateway_endpoint_state", lambda: endpoint_states(self._router, self._loop.time()))
+        self._telemetry.gauge("gateway_endpoint_weight", lambda: endpoint_weights(self._router, self._loop.time()))
 
     def _on_welcome(self, catalog: Catalog, control: str) -> None:
         self._keys.forget()
         self._admission.on_welcome()
         self._told_control = False
+        # What happened without a link cannot be told any more as if it had happened just now; this edge has it in its own windows.
+        self._router.report(self._loop.time())
+        self._news = True
         self._on_catalog(catalog)
         self._welcomed.set()
 
@@ -183,6 +193,12 @@ class Edge:
     def _on_lost(self) -> None:
         self._log.warning("control_lost")
         self._admission.on_lost()
+
+    def _observed(self) -> Observed | None:
+        """What to tell control; None when nothing happened and nothing is under way, after that was said once."""
+        observed = self._router.report(self._loop.time())
+        had_news, self._news = self._news, bool(observed.tallies or observed.inflight or observed.ejected or observed.held)
+        return observed if had_news or self._news else None
 
     def _on_appended(self) -> None:
         if not self._told_control and self._link.joined:

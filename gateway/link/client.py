@@ -20,6 +20,7 @@ from gateway.link.messages import (
     CatalogChanged,
     Committed,
     FindKey,
+    FleetFigures,
     Frames,
     Funded,
     Grant,
@@ -27,6 +28,7 @@ from gateway.link.messages import (
     KeyChanged,
     KeyFound,
     LinkError,
+    Observation,
     Recall,
     Report,
     Telling,
@@ -35,6 +37,7 @@ from gateway.link.messages import (
     decode_from_control,
     frame,
 )
+from gateway.routing.figures import Merged, Observed
 
 ANSWER_S = 5.0  # how long control may take over a question
 WELCOME_S = 5.0
@@ -53,7 +56,7 @@ class LinkClient:
 
     `on_welcome(catalog, control incarnation)` comes with each joining: pushes may have been missed before it, so what
     was known of keys is to be forgotten; a `send` within it is the first that control hears. `on_lost()` comes once for
-    each welcome.
+    each welcome. `observed()` is asked each second while control can be told, and may have no news; `on_figures` takes control's answer.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class LinkClient:
         on_recall: Callable[[str], None] = lambda resource: None,
         on_funded: Callable[[str], None] = lambda resource: None,
         on_committed: Callable[[Committed], None] = lambda committed: None,
+        observed: Callable[[], Observed | None] = lambda: None,
+        on_figures: Callable[[Merged], None] = lambda merged: None,
         answer_s: float = ANSWER_S,
     ) -> None:
         self.joined = False
@@ -85,9 +90,12 @@ class LinkClient:
         self.on_recall = on_recall
         self.on_funded = on_funded
         self.on_committed = on_committed
+        self.on_figures = on_figures
         self._address = address
-        self._hello = frame(Hello(version=VERSION, slot=slot, incarnation=incarnation, pid=pid))
+        self._hello = frame(Hello(version=VERSION, slot=slot, incarnation=incarnation, pid=pid, takes_figures=True))
         self._samples = samples
+        self._observed = observed
+        self._takes_observations = False
         self._questions = _Questions(answer_s)
         self._connection: _ControlConnection | None = None
         self._staying: asyncio.Task[None] | None = None
@@ -133,6 +141,8 @@ class LinkClient:
         """Send all figures now rather than within the second."""
         if self.joined and self._connection is not None and self._connection.unread_bytes() < BUFFER_BYTES_MAX:
             self._connection.write(frame(Report(samples=self._samples())))
+            if self._takes_observations and (observed := self._observed()) is not None:
+                self._connection.write(frame(Observation(observed)))
 
     async def _stay_joined(self) -> None:
         retry_s = RETRY_S_MIN
@@ -165,6 +175,8 @@ class LinkClient:
             self.on_funded(message.resource)
         elif isinstance(message, Committed):
             self.on_committed(message)
+        elif isinstance(message, FleetFigures):
+            self.on_figures(message.merged)
         elif isinstance(message, KeyChanged):
             self.on_key_changed(message.digest, message.key)
         elif isinstance(message, CatalogChanged):
@@ -176,6 +188,7 @@ class LinkClient:
             if message.version != VERSION or connection.welcome.is_set():
                 raise LinkError("an unexpected welcome")
             self.joined = True
+            self._takes_observations = message.takes_observations
             connection.welcome.set()
             self.on_welcome(message.catalog, message.control)
             self._report_each_second()

@@ -14,6 +14,7 @@ import msgspec
 from gateway.domain.catalog import Catalog
 from gateway.domain.keys import KeyRecord
 from gateway.domain.metrics import Samples
+from gateway.routing.figures import Merged, Observed
 
 VERSION = 1
 FRAME_BYTES_MAX = 64 * 1024 * 1024  # a catalog of 10,000 endpoints is 6 MB
@@ -26,6 +27,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     slot: int
     incarnation: str  # unique per process start
     pid: int
+    takes_figures: bool = False  # whether it knows FleetFigures; an edge of an earlier version does not
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
@@ -34,6 +36,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
     version: int
     catalog: Catalog
     control: str  # control's own incarnation
+    takes_observations: bool = False  # whether it knows Observation; a control of an earlier version does not
 
 
 class Unwelcome(msgspec.Struct, frozen=True, tag="unwelcome"):
@@ -72,6 +75,18 @@ class Report(msgspec.Struct, frozen=True, tag="report"):
     """Edge -> control, each second and once before it leaves: all its figures since it started."""
 
     samples: Samples
+
+
+class Observation(msgspec.Struct, frozen=True, tag="observation"):
+    """Edge -> control, each second while there is news: what became of its attempts since the last one, by endpoint."""
+
+    observed: Observed
+
+
+class FleetFigures(msgspec.Struct, frozen=True, tag="fleet_figures"):
+    """Control -> every edge, each second while endpoints are called: the figures of all edges together."""
+
+    merged: Merged
 
 
 class Standing(msgspec.Struct, frozen=True, tag="standing"):
@@ -132,8 +147,8 @@ class Committed(msgspec.Struct, frozen=True, tag="committed"):
 
 
 Telling = Standing | Want | Back | Journaled
-EdgeMessage = Hello | FindKey | Report | Standing | Want | Back | Journaled
-ControlMessage = Welcome | Unwelcome | KeyFound | KeyChanged | CatalogChanged | Grant | Recall | Funded | Committed
+EdgeMessage = Hello | FindKey | Report | Observation | Standing | Want | Back | Journaled
+ControlMessage = Welcome | Unwelcome | KeyFound | KeyChanged | CatalogChanged | Grant | Recall | Funded | Committed | FleetFigures
 
 _encoder = msgspec.msgpack.Encoder()
 _edge_decoder = msgspec.msgpack.Decoder(EdgeMessage)

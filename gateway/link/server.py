@@ -24,12 +24,14 @@ from gateway.link.messages import (
     CatalogChanged,
     ControlMessage,
     FindKey,
+    FleetFigures,
     Frames,
     Funded,
     Hello,
     KeyChanged,
     KeyFound,
     LinkError,
+    Observation,
     Report,
     Standing,
     Unwelcome,
@@ -39,9 +41,11 @@ from gateway.link.messages import (
     frame,
 )
 from gateway.log import Log, exception_fields
+from gateway.routing.figures import Merged, Observed
 
 HELLO_S = 5.0  # how long a connection may stay silent about who it is
 BUFFER_BYTES_MAX = 16 * 1024 * 1024  # unread bytes after which an edge is dropped; one frame may come on top
+FIGURES_BYTES_MAX = 1024 * 1024  # unread bytes after which an edge is spared figures: the next ones replace them
 QUESTIONS_MAX = 20_000  # waiting for the store, over all edges; more are answered "unavailable" at once
 QUESTIONS_PER_LOOKUP = 500
 BACKLOG = 128
@@ -69,6 +73,7 @@ class LinkServer:
         on_back: Callable[[str, Back], None] = lambda incarnation, back: None,
         on_standing: Callable[[str, Standing], None] = lambda incarnation, standing: None,
         on_journaled: Callable[[str], None] = lambda incarnation: None,
+        on_observed: Callable[[str, Observed], None] = lambda incarnation, observed: None,
         log: Log,
     ) -> None:
         self.incarnation = incarnation
@@ -81,6 +86,7 @@ class LinkServer:
         self.on_back = on_back
         self.on_standing = on_standing
         self.on_journaled = on_journaled
+        self.on_observed = on_observed
         self._address = address
         self._find_keys = find_keys
         self._connections: set[_EdgeConnection] = set()
@@ -139,6 +145,13 @@ class LinkServer:
     def push_funded(self, resource: str) -> None:
         """Tell every edge that there may be more of a resource."""
         self._push(frame(Funded(resource=resource)))
+
+    def push_figures(self, merged: Merged) -> None:
+        """Tell every edge that knows the message what all of them saw. One that reads slowly gets a later one instead."""
+        data = frame(FleetFigures(merged))
+        for edge in list(self._edges.values()):
+            if edge.hello is not None and edge.hello.takes_figures and edge.unread_bytes() <= FIGURES_BYTES_MAX:
+                edge.write(data)
 
     def send_to(self, incarnation: str, message: ControlMessage, *, session: int | None = None) -> bool:
         """Send to one edge, if it is joined (by this session, when one is named); whether it was."""
@@ -263,6 +276,9 @@ class _EdgeConnection(asyncio.Protocol):
             return
         self._transport.write(data)
 
+    def unread_bytes(self) -> int:
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
     def close(self) -> None:
         if self._transport is not None:
             self._transport.abort()
@@ -279,6 +295,8 @@ class _EdgeConnection(asyncio.Protocol):
             self._server.ask(self, message)
         elif isinstance(message, Report):
             self._server.on_report(self.hello.incarnation, message.samples)
+        elif isinstance(message, Observation):
+            self._server.on_observed(self.hello.incarnation, message.observed)
         elif isinstance(message, Want):
             self._server.on_want(self.hello.incarnation, message)
         elif isinstance(message, Back):
@@ -301,7 +319,8 @@ class _EdgeConnection(asyncio.Protocol):
             self._transport.close()
             return
         self.hello = hello
-        self.write(frame(Welcome(version=VERSION, catalog=self._server.catalog, control=self._server.incarnation)))
+        welcome = Welcome(version=VERSION, catalog=self._server.catalog, control=self._server.incarnation, takes_observations=True)
+        self.write(frame(welcome))
         self._server.joined(self, hello)
 
 

@@ -7,6 +7,8 @@ A caller's own fault and a caller who left are never told here.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 HOLD_S_MAX = 3600.0  # of a provider's Retry-After, which is untrusted input
@@ -63,6 +65,12 @@ class Breaker:
     def admits_probe(self, now_s: float) -> bool:
         """Whether an ejected endpoint may be tried with one request."""
         return self.ejected and not self.probing and now_s >= self.ejected_until_s and now_s >= self.held_until_s
+
+    def state(self, now_s: float) -> Literal["closed", "held", "ejected"]:
+        """`held`: by a rate limit or the provider's own word. `ejected` lasts until a probe has healed it."""
+        if self.ejected:
+            return "ejected"
+        return "closed" if self.admits(now_s) else "held"
 
     def next_change_s(self) -> float:
         """When time alone changes an answer above; 0: never."""

@@ -64,6 +64,8 @@ class Observed(msgspec.Struct, frozen=True, array_like=True):
     seq: int  # counts up from 1 with each report of one edge process
     tallies: dict[str, Tally]  # by endpoint id; only endpoints with news
     inflight: dict[str, int]  # by endpoint id; only those with calls
+    ejected: tuple[str, ...] = ()  # endpoint ids that errors put out of service on this edge
+    held: tuple[str, ...] = ()  # those that a rate limit keeps from being tried, or their provider's own word
 
 
 class Percentiles(msgspec.Struct, frozen=True, array_like=True):

@@ -9,6 +9,11 @@ from gateway.routing.windows import CountHistory, EndpointWindows, SketchWindow
 
 HALF_HOUR_S = 1800.0
 DAY_S = 86_400.0
+# An endpoint's status as the API shows it; the contract leaves the numbers below 0 open.
+NORMAL = 0
+HELD = -1  # a rate limit keeps some edge from trying it
+EJECTED = -2  # errors put it out of service on some edges,
+OUT = -5  # or on all of them
 ATTEMPTS_MIN = 10  # with fewer an uptime says nothing
 
 
@@ -20,6 +25,10 @@ class Shown(msgspec.Struct, frozen=True):
     uptime_last_1d: float | None
     latency_last_30m: Percentiles | None  # milliseconds to the first token
     throughput_last_30m: Percentiles | None  # output tokens per second
+    status: int = NORMAL
+
+
+UNSEEN = Shown(None, None, None, None, None)
 
 
 class _Endpoint:
@@ -46,14 +55,14 @@ class Fleet:
     def __init__(self) -> None:
         self._endpoints: dict[str, _Endpoint] = {}
         self._seen: dict[str, int] = {}  # edge incarnation -> seq
-        self._inflight: dict[str, dict[str, int]] = {}
+        self._last: dict[str, Observed] = {}  # of each edge: what is under way, and what may not be tried
 
     def observe(self, edge: str, observed: Observed, now_s: float) -> None:
         """Count a report of this edge incarnation in; one that was counted before is skipped."""
         if observed.seq <= self._seen.get(edge, 0):
             return
         self._seen[edge] = observed.seq
-        self._inflight[edge] = observed.inflight
+        self._last[edge] = observed
         for endpoint_id, tally in observed.tallies.items():
             endpoint = self._endpoints.get(endpoint_id)
             if endpoint is None:
@@ -63,7 +72,7 @@ class Fleet:
     def lost(self, edge: str) -> None:
         """The edge is gone: its calls are not under way any more; what it saw stays true."""
         self._seen.pop(edge, None)
-        self._inflight.pop(edge, None)
+        self._last.pop(edge, None)
 
     def merged(self, now_s: float) -> Merged:
         """What to push to every edge."""
@@ -80,7 +89,7 @@ class Fleet:
     def shown(self, endpoint_id: str, now_s: float) -> Shown:
         endpoint = self._endpoints.get(endpoint_id)
         if endpoint is None:
-            return Shown(None, None, None, None, None)
+            return Shown(None, None, None, None, None, self._status(endpoint_id))
         latency = endpoint.first_s.percentiles(now_s)
         return Shown(
             _uptime(endpoint.windows.counts, 300.0, now_s),
@@ -88,12 +97,19 @@ class Fleet:
             _uptime(endpoint.day, DAY_S, now_s),
             Percentiles(latency.p50 * 1000, latency.p75 * 1000, latency.p90 * 1000, latency.p99 * 1000) if latency else None,
             endpoint.rate.percentiles(now_s),
+            self._status(endpoint_id),
         )
+
+    def _status(self, endpoint_id: str) -> int:
+        ejected = sum(endpoint_id in observed.ejected for observed in self._last.values())
+        if ejected:
+            return OUT if ejected == len(self._last) else EJECTED
+        return HELD if any(endpoint_id in observed.held for observed in self._last.values()) else NORMAL
 
     def _total_inflight(self) -> dict[str, int]:
         total: dict[str, int] = {}
-        for calls in self._inflight.values():
-            for endpoint_id, count in calls.items():
+        for observed in self._last.values():
+            for endpoint_id, count in observed.inflight.items():
                 total[endpoint_id] = total.get(endpoint_id, 0) + count
         return total
 

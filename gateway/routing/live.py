@@ -103,6 +103,11 @@ class Live:
     def __repr__(self) -> str:
         return f"<Live {self.endpoint_id} {self.breaker!r} first {self.expected_s * 1000:.0f}ms inflight {self.inflight}>"
 
+    @property
+    def was_called(self) -> bool:
+        """Since this process started."""
+        return self._begun > 0
+
     # Told by attempts.
 
     def admits(self, now_s: float) -> bool:

@@ -6,7 +6,7 @@ catalog came. The rest are filtered, and share plans with others whose filters l
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Generic
 
 import msgspec
@@ -269,13 +269,24 @@ class Router(Generic[C]):
         """What to tell control."""
         self._seq += 1
         tallies = {endpoint_id: tally for endpoint_id, live in self._lives.items() if (tally := live.report(self._seq, now_s)) is not None}
-        return Observed(self._seq, tallies, {endpoint_id: live.inflight for endpoint_id, live in self._lives.items() if live.inflight})
+        states = {endpoint_id: live.breaker.state(now_s) for endpoint_id, live in self._lives.items()}
+        return Observed(
+            self._seq,
+            tallies,
+            {endpoint_id: live.inflight for endpoint_id, live in self._lives.items() if live.inflight},
+            tuple(endpoint_id for endpoint_id, state in states.items() if state == "ejected"),
+            tuple(endpoint_id for endpoint_id, state in states.items() if state == "held"),
+        )
 
     def take(self, merged: Merged, edge: str, now_s: float) -> None:
         """Control's push, to the edge of this incarnation."""
         seen = merged.seen.get(edge, 0)
         for endpoint_id, live in self._lives.items():
             live.take_merged(merged.figures.get(endpoint_id), seen, now_s)
+
+    def boards(self) -> Iterator[Board[C]]:
+        """Of the catalog's models."""
+        return (entry.board for entry in self._entries.values())
 
     # Within.
 

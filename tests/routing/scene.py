@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from gateway.domain.catalog import Catalog, DataPolicy, Endpoint, Model, Price, Provider
+from gateway.domain.rules import NO_RULES, AccountRules
 from gateway.routing.router import Router
 from gateway.settings import Routing
 
 USD_PER_MTOK = 10**9
+DECLARED = DataPolicy(trains=False, retains=True)  # of providers about which a test says nothing
 
 
 class Pick(msgspec.Struct, frozen=True):
@@ -42,17 +44,28 @@ def model_of(endpoints: Sequence[Endpoint], **fields: Any) -> Model:
 class Scene:
     """Models with endpoints, and one virtual clock."""
 
-    def __init__(self, *models: Model, data: dict[str, DataPolicy] | None = None, seed: int = 1, **settings: Any) -> None:
+    def __init__(
+        self,
+        *models: Model,
+        data: Mapping[str, DataPolicy | None] | None = None,
+        rules: AccountRules = NO_RULES,
+        seed: int = 1,
+        **settings: Any,
+    ) -> None:
+        """`rules` are those of the account that asks, where a test names no others."""
         self.now_s = 1000.0
         self.random = random.Random(seed)
         self.router: Router[Pick] = Router(Routing(**settings), site="https://llm.example")
         self.data = data or {}
+        self.rules = rules
         self.show(*models)
 
     def show(self, *models: Model, without: Sequence[str] = ()) -> None:
         """Bring this catalog; endpoints in `without` are out of service."""
         slugs = {each.provider for model in models for each in model.endpoints}
-        providers = {slug: Provider(slug=slug, name=slug.title(), base_url="http://x", data=self.data.get(slug)) for slug in slugs}
+        providers = {
+            slug: Provider(slug=slug, name=slug.title(), base_url="http://x", data=self.data.get(slug, DECLARED)) for slug in slugs
+        }
         catalog = Catalog(revision="1", providers=providers, models={model.id: model for model in models})
         choices = {model.id: [Pick(model, each) for each in model.endpoints if each.id not in without] for model in models}
         self.models = {model.id: model for model in models}
@@ -64,7 +77,7 @@ class Scene:
 
     def rank(self, **given: Any) -> list[str]:
         """Tags in the order to try."""
-        order = self.router.rank(self.model, now_s=self.now_s, rng=self.random.random, **given)
+        order = self.router.rank(self.model, now_s=self.now_s, rng=self.random.random, **{"rules": self.rules, **given})
         return [pick.endpoint.tag for pick in order]
 
     def call(

@@ -15,6 +15,7 @@ from gateway.routing.wishes import Cutoffs, Sort, Wishes, read_wishes, routed
 from tests.routing.scene import Scene, endpoint, model_of
 
 TRAINS = DataPolicy(trains=True, retains=True)
+TRAINING = AccountRules(train_paid=True, train_free=True)
 KEEPS = DataPolicy(trains=False, retains=True)
 FORGETS = DataPolicy(trains=False, retains=False, zdr=True)
 
@@ -32,13 +33,17 @@ DATA = {"north": TRAINS, "south": KEEPS, "west": FORGETS}
 
 
 def scene(**settings: Any) -> Scene:
-    return Scene(MODEL, data=DATA, **settings)
+    return Scene(MODEL, data=DATA, rules=TRAINING, **settings)
 
 
 def order(wishes: dict[str, Any], name: str = "acme/large", *, at: Scene | None = None, **given: Any) -> list[str]:
     at = at or scene()
     found = at.router.rank_as_wished(
-        [at.router.resolve(name)], read_wishes(json.dumps(wishes).encode()), now_s=at.now_s, rng=at.random.random, **given
+        [at.router.resolve(name)],
+        read_wishes(json.dumps(wishes).encode()),
+        now_s=at.now_s,
+        rng=at.random.random,
+        **{"rules": at.rules, **given},
     )
     return [pick.endpoint.tag for pick in found]
 
@@ -158,7 +163,7 @@ def test_unknown_names_and_unlisted_variants_are_refused(name: str) -> None:
 
 def test_static_variants_are_models_of_their_own() -> None:
     free = model_of([endpoint("north", 0.0, model="acme/large:free")])
-    at = Scene(MODEL, free, data=DATA)
+    at = Scene(MODEL, free, data=DATA, rules=TRAINING)
     assert at.router.resolve("acme/large:free").model is free
     assert at.router.resolve("acme/large:free:nitro").model is free
 
@@ -289,12 +294,13 @@ def test_required_parameters_are_all_of_those_sent() -> None:
 @pytest.mark.parametrize(
     ("rules", "expected"),
     [
-        (AccountRules(), ALL),
-        (AccountRules(train_paid=False), ALL - {"north"}),
-        (AccountRules(train_free=False), ALL),
+        (TRAINING, ALL),
+        (AccountRules(), ALL - {"north"}),  # training is off unless it was switched on
+        (AccountRules(train_free=True), ALL - {"north"}),
+        (AccountRules(train_paid=True), ALL),
         (AccountRules(zdr=True), {"west"}),
         (AccountRules(allowed=("south", "west")), ALL - {"north"}),
-        (AccountRules(ignored=("south",)), {"north", "west"}),
+        (AccountRules(ignored=("south",), train_paid=True), {"north", "west"}),
         (AccountRules(allowed=("south", "west"), ignored=("west",)), {"south", "south/eu"}),
     ],
 )
@@ -312,15 +318,15 @@ def test_a_request_can_tighten_an_accounts_rules_and_never_relax_them() -> None:
 
 
 def test_a_provider_that_says_nothing_is_taken_to_train_and_retain() -> None:
-    at = Scene(model_of([endpoint("silent"), endpoint("west")]), data={"west": FORGETS})
-    assert at.rank(rules=AccountRules(train_paid=False)) == ["west"]
+    at = Scene(model_of([endpoint("silent"), endpoint("west")]), data={"silent": None, "west": FORGETS})
+    assert at.rank() == ["west"]
 
 
 def test_free_endpoints_that_train_have_a_toggle_of_their_own() -> None:
     at = Scene(model_of([endpoint("north", 0.0)]), data=DATA)
-    assert at.rank(rules=AccountRules(train_paid=False)) == ["north"]
+    assert at.rank(rules=AccountRules(train_free=True)) == ["north"]
     with pytest.raises(NoEndpointMatches, match=r"\(Free model training\)"):
-        at.rank(rules=AccountRules(train_free=False))
+        at.rank(rules=AccountRules(train_paid=True))
 
 
 def test_endpoints_that_declare_no_parameters_are_not_refused() -> None:

@@ -1,6 +1,6 @@
 """The admin socket's API: for the command line and the supervisor of this machine, never reachable by callers.
 
-POST /accounts /keys /credits     the bodies and answers of `gateway.control.administration`
+POST /accounts /keys /credits /rules     the bodies and answers of `gateway.control.administration`
 GET  /ledger/verify
 POST /catalog/reload              422 with the problems when refused
 POST /supervisor                  {"starts": {"edge": 3, "control": 1}}: processes started since the supervisor started
@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import web
 
 from gateway import __version__
-from gateway.control.administration import Administration, NewAccount, NewCredits, NewKey
+from gateway.control.administration import Administration, NewAccount, NewCredits, NewKey, NewRules
 from gateway.control.api.http import answer, decoded, errors
 from gateway.control.catalog_source import CatalogRefused, CatalogSource
 from gateway.control.telemetry import Telemetry
@@ -62,6 +62,7 @@ class AdminApi:
                 web.post("/accounts", self.create_account),
                 web.post("/keys", self.create_key),
                 web.post("/credits", self.add_credits),
+                web.post("/rules", self.set_rules),
                 web.get("/ledger/verify", self.verify_ledger),
                 web.post("/catalog/reload", self.reload_catalog),
                 web.post("/supervisor", self.count_starts),
@@ -88,6 +89,12 @@ class AdminApi:
         added = await self._administration.add_credits(wish)
         self._log.info("credits_added", account=wish.account_id, usd=wish.usd)
         return answer(added)
+
+    async def set_rules(self, request: web.Request) -> web.Response:
+        wish = await decoded(request, NewRules)
+        rules = await self._administration.set_rules(wish)
+        self._log.info("account_rules_set", account=wish.account_id)
+        return answer(rules)
 
     async def verify_ledger(self, request: web.Request) -> web.Response:
         report = await self._administration.verify_ledger()

@@ -5,12 +5,15 @@ Source: models and endpoints API of the contract, read 2026-11. A model shows th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from gateway.domain.catalog import Catalog, Endpoint, Model, Price, PriceOverride, Provider
 from gateway.domain.money import format_price
+from gateway.routing.figures import Percentiles
+from gateway.routing.fleet import Shown
 
 Row = dict[str, Any]
 
@@ -62,19 +65,21 @@ def model_row(model: Model) -> Row:
     return row | _present(optional)
 
 
-def model_endpoints_row(model: Model, catalog: Catalog) -> Row:
-    """A model with all its endpoints."""
+def model_endpoints_row(model: Model, catalog: Catalog, shown: Callable[[str], Shown]) -> Row:
+    """A model with all its endpoints, and what is known of each by its id."""
     return {
         "id": model.id,
         "name": model.name,
         "created": model.created,
         "description": model.description,
         "architecture": _architecture(model),
-        "endpoints": [endpoint_row(model, endpoint, catalog.providers[endpoint.provider]) for endpoint in model.endpoints],
+        "endpoints": [
+            endpoint_row(model, endpoint, catalog.providers[endpoint.provider], shown(endpoint.id)) for endpoint in model.endpoints
+        ],
     }
 
 
-def endpoint_row(model: Model, endpoint: Endpoint, provider: Provider) -> Row:
+def endpoint_row(model: Model, endpoint: Endpoint, provider: Provider, shown: Shown) -> Row:
     parameters = endpoint.supported_parameters or tuple(supported_parameters(model))
     chooses_tools = "tool_choice" in parameters
     return {
@@ -87,15 +92,15 @@ def endpoint_row(model: Model, endpoint: Endpoint, provider: Provider) -> Row:
         "max_completion_tokens": endpoint.max_completion_tokens,
         "max_prompt_tokens": endpoint.max_prompt_tokens,
         "quantization": endpoint.quantization,
-        "status": 0,
+        "status": shown.status,
         "pricing": {"discount": 0} | _pricing(endpoint.price),
         "supported_parameters": list(parameters),
         "supports_implicit_caching": endpoint.supports_implicit_caching,
-        "uptime_last_5m": None,  # null: too little is known to say
-        "uptime_last_30m": None,
-        "uptime_last_1d": None,
-        "latency_last_30m": None,
-        "throughput_last_30m": None,
+        "uptime_last_5m": _percent(shown.uptime_last_5m),  # null: too little is known to say
+        "uptime_last_30m": _percent(shown.uptime_last_30m),
+        "uptime_last_1d": _percent(shown.uptime_last_1d),
+        "latency_last_30m": _percentiles(shown.latency_last_30m),
+        "throughput_last_30m": _percentiles(shown.throughput_last_30m),
         "native_tools": {},
         "service_tier": None,
         "supports_diarization": False,
@@ -147,6 +152,14 @@ def _override(override: PriceOverride) -> Row:
         "utc_days": list(override.utc_days) if override.utc_days is not None else None,
     }
     return _present(conditions) | {kind: format_price(nanos_per_mtok) for kind, nanos_per_mtok in override.prices.items()}
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(share, 3)
+
+
+def _percentiles(found: Percentiles | None) -> Row | None:
+    return None if found is None else {name: round(value, 2) for name, value in msgspec.structs.asdict(found).items()}
 
 
 def _present(optional: Row) -> Row:

@@ -32,6 +32,7 @@ from gateway.control.catalog_source import CatalogSource
 from gateway.domain.catalog import Catalog, Model, Provider
 from gateway.domain.errors import BadRequest, NotFound
 from gateway.domain.money import parse_usd
+from gateway.routing.fleet import UNSEEN, Shown
 
 LIMIT_DEFAULT = 500
 DAY_S = 86_400
@@ -52,11 +53,21 @@ Keep = Callable[[_Listed], bool]
 
 
 class ModelsApi:
-    """Handlers over the catalog in force. `now` is unix time; `public_url` is where pages are, "" where nobody knows."""
+    """Handlers over the catalog in force. `now` is unix time; `public_url` is where pages are, "" where nobody knows; `shown` says
+    what is known of an endpoint, by its id.
+    """
 
-    def __init__(self, *, catalogs: CatalogSource, public_url: str = "", now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        *,
+        catalogs: CatalogSource,
+        public_url: str = "",
+        shown: Callable[[str], Shown] = lambda endpoint_id: UNSEEN,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._catalogs = catalogs
         self._public_url = public_url.rstrip("/")
+        self._shown = shown
         self._now = now
         self._listed: list[_Listed] = []
         self._listed_of: Catalog | None = None
@@ -112,7 +123,7 @@ class ModelsApi:
         return answer({"data": model_row(self._named(call.request))})
 
     async def list_endpoints(self, call: Call[Nothing, Nothing]) -> web.Response:
-        return answer({"data": model_endpoints_row(self._named(call.request), self._catalogs.catalog)})
+        return answer({"data": model_endpoints_row(self._named(call.request), self._catalogs.catalog, self._shown)})
 
     async def list_zdr_endpoints(self, call: Call[Nothing, Nothing]) -> web.Response:
         catalog = self._catalogs.catalog
@@ -121,7 +132,7 @@ class ModelsApi:
             for endpoint in model.endpoints:
                 provider = catalog.providers[endpoint.provider]
                 if retains_nothing(provider):
-                    rows.append(endpoint_row(model, endpoint, provider))
+                    rows.append(endpoint_row(model, endpoint, provider, self._shown(endpoint.id)))
         return answer({"data": rows})
 
     async def list_providers(self, call: Call[Nothing, Nothing]) -> web.Response:

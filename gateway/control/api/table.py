@@ -20,6 +20,7 @@ from gateway.control.catalog_source import CatalogSource
 from gateway.control.store import Store
 from gateway.domain.keys import KeyRecord
 from gateway.domain.money import parse_usd
+from gateway.routing.fleet import Shown
 from gateway.settings import Settings
 
 
@@ -29,12 +30,13 @@ def public_routes(
     store: Store,
     catalogs: CatalogSource,
     settings: Settings,
+    shown: Callable[[str], Shown],
     on_key_changed: Callable[[str, KeyRecord | None], None],
     on_limit_changed: Callable[[str], None],
     on_account_deleted: Callable[[], None],
     now: Callable[[], float] = time.time,
 ) -> list[Route]:
-    """The first of two routes that match answers. `now` is unix time."""
+    """The first of two routes that match answers. `shown`: what is known of an endpoint, by its id; `now` is unix time."""
 
     def keys(path: str, access: Access, *, management: bool) -> KeysApi:
         return KeysApi(
@@ -56,7 +58,7 @@ def public_routes(
         now=now,
     )
     routes = [
-        *ModelsApi(catalogs=catalogs, public_url=settings.server.public_url, now=now).routes(),
+        *ModelsApi(catalogs=catalogs, public_url=settings.server.public_url, shown=shown, now=now).routes(),
         *KeyApi(store=store, limits=settings.limits, now=now).routes(),
         *keys("/keys", "management", management=False).routes(),
         # With a management key one could make more of them, or take them from others: for people alone.

@@ -17,6 +17,7 @@ from gateway.domain.errors import StoreUnavailable
 from gateway.domain.generation import Generation
 from gateway.domain.keys import KeyRecord
 from gateway.domain.resources import LimitReset
+from gateway.domain.rules import NO_RULES, AccountRules, RulesChange
 
 RefusalReason = Literal["corrupt", "unreadable", "unknown_account", "out_of_range", "conflict", "invalid"]
 TransactionKind = Literal["topup", "grant", "usage", "refund", "adjustment", "expiry"]
@@ -62,6 +63,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     expires_at_s: int | None = None  # unix seconds
     updated_at_ms: int | None = None
     include_byok_in_limit: bool = False
+    rules: AccountRules = NO_RULES  # the account's; not stored with the key
 
     def record(self) -> KeyRecord:
         """What an edge must know of it."""
@@ -75,6 +77,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
             expires_at_s=self.expires_at_s,
             limit_nanos=self.limit_nanos,
             limit_reset=self.limit_reset,
+            rules=self.rules,
         )
 
 
@@ -217,6 +220,9 @@ class Store(ManagementStore, Protocol):
 
     async def list_keys(self, account_id: str, *, offset: int = 0, limit: int = 100) -> list[Key]:
         """Newest first."""
+
+    async def change_rules(self, account_id: str, change: RulesChange) -> tuple[AccountRules, list[KeyRecord]]:
+        """What the account allows from now on, and all its keys with that. Raises NotFound: no such account."""
 
     async def change_credit(self, change: CreditChange) -> CreditChanged:
         """The one door for credit that is not usage: each change once by its reference, with its counter-entry.

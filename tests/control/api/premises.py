@@ -25,6 +25,7 @@ from gateway.domain.keys import KeyRecord, digest, label, new_secret
 from gateway.domain.money import NANOS_PER_USD
 from gateway.domain.usage import Usage
 from gateway.log import Log
+from gateway.routing.fleet import UNSEEN
 from gateway.settings import Billing, Settings
 from tests.control.test_models_api import catalog
 
@@ -133,6 +134,7 @@ async def opened(folder: Path, *, public_url: str = "", signup_usd: str = "0") -
         store=store,
         catalogs=CatalogSource(folder / "gateway.toml", catalog()),
         settings=settings,
+        shown=lambda endpoint_id: UNSEEN,
         on_key_changed=lambda digest, record: there[0].changed.append((digest, record)),
         on_limit_changed=lambda resource: there[0].limits_changed.append(resource),
         on_account_deleted=account_deleted,

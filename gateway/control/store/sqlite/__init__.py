@@ -43,6 +43,7 @@ from gateway.domain.errors import BadRequest, StoreUnavailable
 from gateway.domain.generation import Generation
 from gateway.domain.keys import KeyRecord
 from gateway.domain.money import AMOUNT_NANOS_MAX
+from gateway.domain.rules import AccountRules, RulesChange
 
 WAL_BYTES_KEPT = 4 * 1024 * 1024  # the log is cut back to this after a checkpoint; readers may have let it grow
 WAL_BYTES_MAX = 48 * 1024 * 1024  # with a log this long, held by somebody's long read, charges wait in the journal
@@ -140,6 +141,11 @@ class SqliteStore(SqliteManagement):
 
     async def list_keys(self, account_id: str, *, offset: int = 0, limit: int = 100) -> list[Key]:
         return [accounts.key_of(row) for row in await self._read(accounts.KEYS_OF_ACCOUNT, (account_id, limit, offset))]
+
+    async def change_rules(self, account_id: str, change: RulesChange) -> tuple[AccountRules, list[KeyRecord]]:
+        async with self._transaction() as db:
+            rules, keys = await accounts.change_rules(db, account_id, change)
+        return rules, [key.record() for key in keys]
 
     # Credit and the ledger.
 

@@ -202,6 +202,7 @@ _FORGET = (
     "DELETE FROM keys WHERE account_id = ?",
     "DELETE FROM sessions WHERE account_id = ?",
     "DELETE FROM auth_codes WHERE account_id = ?",
+    "DELETE FROM account_rules WHERE account_id = ?",
     "DELETE FROM creations WHERE account_id = ?",
 )
 _DELETED = "UPDATE accounts SET email = 'deleted:' || ?, password_hash = NULL, deleted_at_ms = ? WHERE id = ?"
