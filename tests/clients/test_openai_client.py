@@ -16,13 +16,15 @@ from tests.edge.stage import FIRST, GOOD, HELLO, Stage, behaving, staged
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+THROTTLED = "acme/throttled"  # its provider says when to come back: it is nobody else's
+
 MESSAGES: Any = HELLO
 Kind = type[openai.OpenAI] | type[openai.AsyncOpenAI]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    async with staged(tmp_path_factory.mktemp("openai"), settings={"timeouts": {"idle_s": 1.0}}) as running:
+    async with staged(tmp_path_factory.mktemp("openai"), settings={"timeouts": {"idle_s": 1.0}}, models={THROTTLED: ("first",)}) as running:
         yield running
 
 
@@ -145,7 +147,7 @@ FAILURES: list[tuple[type[openai.APIStatusError], int, dict[str, Any], Behaviour
     (openai.BadRequestError, 400, {"messages": []}, Behaviour()),
     (openai.BadRequestError, 400, {}, Behaviour(status=400)),
     (openai.UnprocessableEntityError, 422, {}, Behaviour(status=422)),
-    (openai.RateLimitError, 429, {}, Behaviour(status=429, retry_after="3")),
+    (openai.RateLimitError, 429, {"model": THROTTLED}, Behaviour(status=429, retry_after="3")),
     (openai.InternalServerError, 502, {}, Behaviour(status=500)),
     (openai.InternalServerError, 502, {}, Behaviour(status=401)),
     (openai.InternalServerError, 504, {}, Behaviour(status=504)),

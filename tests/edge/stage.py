@@ -16,8 +16,8 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,6 +42,12 @@ UNMOVED: Mapping[str, Any] = {
     "retry_budget_per_s": 10**6,
 }
 HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def in_order(slugs: Collection[str], body: Mapping[str, Any]) -> dict[str, Any]:
+    """The wish that providers are tried in this order, unless the body has wishes of its own."""
+    return {"provider": {"order": list(slugs)}} if len(slugs) > 1 and body.keys().isdisjoint({"provider", "models"}) else {}
+
 
 SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 ROLE = {"role": "assistant", "content": ""}
@@ -246,7 +252,7 @@ class Stage:
     first: Provider
     good: Provider
     session: aiohttp.ClientSession
-    models: Models
+    models: Models = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -260,7 +266,7 @@ class Stage:
         self, model: str, *, stream: bool = False, path: str = "", headers: Mapping[str, str] | None = None, **more: Any
     ) -> Answered:
         """One chat request, answered whole."""
-        body = {"model": model, "messages": HELLO, "stream": stream, **self._wishes(model, more), **more}
+        body = {"model": model, "messages": HELLO, "stream": stream, **in_order(self.models.get(model, ()), more), **more}
         began = time.monotonic()
         url = f"{self.gateway.url}{path}" if path else self.url
         async with self.session.post(url, json=body, headers={**self.authorization, **(headers or {})}) as answer:
@@ -284,13 +290,9 @@ class Stage:
         """A raw connection on which a stream was asked for."""
         async with self.connected() as caller:
             key = f"Authorization: Bearer {self.gateway.key}\r\n"
-            body = {"model": model, "messages": HELLO, "stream": True, **self._wishes(model, more), **more}
+            body = {"model": model, "messages": HELLO, "stream": True, **in_order(self.models.get(model, ()), more), **more}
             caller.send(body, "/api/v1/chat/completions", key)
             yield caller
-
-    def _wishes(self, model: str, more: Mapping[str, Any]) -> dict[str, Any]:
-        ordered = len(self.models.get(model, ())) > 1 and more.keys().isdisjoint({"provider", "models"})
-        return {"provider": {"order": self.models[model]}} if ordered else {}
 
     @property
     def edge(self) -> psutil.Process:

@@ -24,7 +24,7 @@ import psutil  # type: ignore[import-untyped]
 from bench.provider import Provider
 from gateway.domain.generation import Generation
 from tests.conftest import RunningGateway
-from tests.edge.stage import HELLO, Answered, RawProvider, Stage
+from tests.edge.stage import HELLO, UNMOVED, Answered, RawProvider, Stage, in_order
 from tests.provider_caller import Caller
 
 CONTEXT = 131_072
@@ -41,8 +41,9 @@ RICH = {
 TINY = {"prompt": "0.000000000001", "completion": "0.000000000007"}
 FREE = {"prompt": "0", "completion": "0"}
 TIERED = PLAIN | {"overrides": [{"min_prompt_tokens": 100_000, "prompt": "0.000005", "completion": "0.00001"}]}
+TWO: dict[str, Mapping[str, Any]] = {"cheap": PLAIN, "good": {"prompt": "0.000004", "completion": "0.00000533"}}
 
-# Model -> its endpoints, cheapest first, which is the order in which they are tried.
+# Model -> its endpoints, cheapest first, which is the order in which callers here wish them to be tried.
 MODELS: dict[str, dict[str, Mapping[str, Any]]] = {
     "acme/plain": {"good": PLAIN},
     "acme/rich": {"good": RICH},
@@ -50,7 +51,9 @@ MODELS: dict[str, dict[str, Mapping[str, Any]]] = {
     "acme/free": {"good": FREE},
     "acme/tiered": {"good": TIERED},
     "acme/raw": {"raw": PLAIN},
-    "acme/two": {"cheap": PLAIN, "good": {"prompt": "0.000004", "completion": "0.00000533"}},
+    "acme/two": TWO,
+    "acme/two-0": TWO,  # for what makes an endpoint rest
+    "acme/two-1": TWO,
     "acme/broken": {"cheap": PLAIN, "raw": {"prompt": "0.000002", "completion": "0.000003"}},
 }
 
@@ -141,7 +144,7 @@ class Shop:
     ) -> Answered:
         """One request, answered whole: a chat, or with `prompt` a completion."""
         said: dict[str, object] = {"prompt": prompt} if prompt else {"messages": HELLO}
-        body = {"model": model, "stream": stream, **said, **more}
+        body = {"model": model, "stream": stream, **said, **in_order(MODELS.get(model, {}), more), **more}
         url = f"{self.gateway.url}/api/v1/{'completions' if prompt else 'chat/completions'}"
         async with self.session.post(url, json=body, headers=(account or self.account).headers) as answer:
             return Answered(answer.status, answer.headers, await answer.read())
@@ -151,7 +154,8 @@ class Shop:
         """A raw connection on which was asked, to be left at will."""
         key = f"Authorization: Bearer {(account or self.account).key}\r\n"
         async with Stage(self.gateway, self.raw, self.cheap, self.good, self.session).connected() as caller:
-            caller.send({"model": model, "messages": HELLO, **more}, "/api/v1/chat/completions", key)
+            body = {"model": model, "messages": HELLO, **in_order(MODELS.get(model, {}), more), **more}
+            caller.send(body, "/api/v1/chat/completions", key)
             yield caller
 
     @property
@@ -221,7 +225,7 @@ async def opened(folder: Path, *, settings: Mapping[str, Any] | None = None, wor
         cheap = await stack.enter_async_context(Provider(name="Cheap"))
         good = await stack.enter_async_context(Provider(name="Good"))
         catalog = render({"raw": raw.url, "cheap": f"{cheap.url}/v1", "good": f"{good.url}/v1"})
-        gateway = RunningGateway(folder / "g", catalog, settings=settings, workers=workers)
+        gateway = RunningGateway(folder / "g", catalog, settings={"routing": UNMOVED, **(settings or {})}, workers=workers)
         stack.push_async_callback(asyncio.to_thread, gateway.close)
         await asyncio.to_thread(gateway.start)
         session = await stack.enter_async_context(

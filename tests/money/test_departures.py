@@ -42,8 +42,8 @@ def departures(shop: Shop) -> int:
 @again_if_untimely
 async def test_str_04_leaving_a_stream_is_charged_for_what_was_made(shop: Shop, events: int, usage: str, how: str) -> None:
     gone, seen = departures(shop), 0
-    asked = sim(tokens=10_000, tokens_per_s=TOKENS_PER_S, usage=usage, prompt_tokens=2)
-    async with shop.asking("acme/plain", stream=True, max_tokens=10_000, **asked) as caller:
+    asked = sim(tokens=8192, tokens_per_s=TOKENS_PER_S, usage=usage, prompt_tokens=2)
+    async with shop.asking("acme/plain", stream=True, max_tokens=8192, **asked) as caller:
         await caller.head()
         while seen < events:
             seen += (await caller.chunk()).count(b'"content":" ')
