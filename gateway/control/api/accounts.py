@@ -160,8 +160,9 @@ class AccountsApi:
 
     async def change_password(self, call: Call[Nothing, NewPasswordBody]) -> web.Response:
         account = await self._owner(call.request, call.caller.account_id, call.body.password)
-        await self._store.set_password(account.id, await self._hashing.hash("new_password", call.body.new_password))
-        return await self._signed_in(account)
+        password_hash = await self._hashing.hash("new_password", call.body.new_password)
+        await self._store.set_password(account.id, password_hash)
+        return await self._signed_in(msgspec.structs.replace(account, password_hash=password_hash))
 
     async def delete_account(self, call: Call[Nothing, PasswordBody]) -> web.Response:
         account = await self._owner(call.request, call.caller.account_id, call.body.password)
@@ -195,7 +196,8 @@ class AccountsApi:
         secret = secrets.token_urlsafe(32)
         now_s = int(self._now())
         session = Session(digest=digest(secret), account_id=account.id, created_at_s=now_s, used_at_s=now_s)
-        await self._store.open_session(session, ended_before_s=now_s - SESSION_S)
+        if not await self._store.open_session(session, proven=account.password_hash, ended_before_s=now_s - SESSION_S):
+            raise Unauthenticated("Wrong email or password")  # by now
         return _with_cookie(answer(self._session_answer(account, secret.encode())), secret, SESSION_S)
 
     def _session_answer(self, account: Account, secret: bytes) -> SessionAnswer:

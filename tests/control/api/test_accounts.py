@@ -14,6 +14,7 @@ import pytest
 from gateway.control.api.accounts import ATTEMPTS_AT_ACCOUNT, CALLER_HEADER
 from gateway.control.api.attempts import Attempts
 from gateway.control.erasure import Erasure
+from gateway.control.passwords import hash_password
 from gateway.control.store.management import FORFEIT_BOOK
 from gateway.domain.errors import RateLimited
 from gateway.domain.keys import digest
@@ -21,6 +22,7 @@ from gateway.domain.money import NANOS_PER_USD
 from gateway.log import Log
 from tests.control.api.premises import DAY, PASSWORD, Browser, Premises, opened, spent
 
+NEW_HASH = hash_password("another horse battery")
 SESSION, ACCOUNT = "/api/v1/session", "/api/v1/account"
 
 
@@ -258,3 +260,22 @@ async def test_erasing_goes_on_after_a_restart_in_small_steps(premises: Premises
     assert steps == 3
     last = await premises.store.generation(f"gen-1764031697-{6:020}")
     assert last is not None and last.title == ""
+
+
+async def test_a_password_that_is_changed_while_the_old_one_is_checked_opens_no_session(
+    premises: Premises, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sign-in has proven the old password, and is about to open its session, when the new one comes into force."""
+    store = premises.store
+    open_session = store.open_session
+
+    async def open_late(*session: Any, **more: Any) -> bool:
+        await store.set_password("user_ada", NEW_HASH)
+        return await open_session(*session, **more)
+
+    monkeypatch.setattr(store, "open_session", open_late)
+    late = Browser(premises)
+    await late.ask("POST", SESSION, 401, json={"email": "ada@example.com", "password": PASSWORD})
+    monkeypatch.undo()
+    assert not late.cookie
+    await premises.browser(password="another horse battery")
