@@ -7,6 +7,7 @@ one, and a wrong password is told like an unknown address, in the same time.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import secrets
 import time
 from collections.abc import Callable
@@ -211,7 +212,15 @@ class AccountsApi:
 
 
 def _address(request: web.Request) -> str:
-    return request.headers.get(CALLER_HEADER, "")
+    """Where attempts are counted: an IPv6 caller has all of a /64, so that is one address."""
+    text = request.headers.get(CALLER_HEADER, "")
+    if ":" not in text:
+        return text
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError:
+        return text
+    return str(address.ipv4_mapped or ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 def _with_cookie(response: web.Response, secret: str, max_age_s: int) -> web.Response:
