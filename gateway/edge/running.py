@@ -8,6 +8,7 @@ for the death of processes, not of the machine. A stream that finished since is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -70,9 +71,9 @@ class Running:
             self._log.error("stream_not_marked", generation=exchange.generation_id, **exception_fields(error))
 
     def _write(self, marks: list[bytes]) -> None:
+        unnamed = self._path.with_name(f".{self._path.name}")
         try:
             if marks:
-                unnamed = self._path.with_name(f".{self._path.name}")
                 fd = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
                 with os.fdopen(fd, "wb") as file:
                     file.writelines(marks)
@@ -85,6 +86,8 @@ class Running:
             if not self._failing:
                 self._log.error("running_streams_not_marked", **exception_fields(error))
             self._failing = True
+            with contextlib.suppress(OSError):
+                unnamed.unlink(missing_ok=True)  # what it takes is what the journal may need
         else:
             self._failing = False
 

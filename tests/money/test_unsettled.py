@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import resource
+import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 import pytest_asyncio
 
@@ -18,8 +22,9 @@ from gateway.edge.running import Running
 from gateway.edge.settlement import Settlement
 from gateway.ledger.book import Book
 from gateway.log import Log
+from tests.conftest import eventually
 from tests.edge.stage import ROLE, SSE_HEAD, chunk, event, plain
-from tests.money.shop import PLAIN, Shop, opened, priced
+from tests.money.shop import PLAIN, Shop, nanos, opened, priced, sim
 
 HUGE = "q" * 1_048_300  # fits an event, and with what is around it no record of the journal
 
@@ -113,3 +118,32 @@ async def test_a_stream_that_cannot_be_marked_ends_neither_the_sweep_nor_the_nex
         for _ in range(5):
             await asyncio.sleep(0)
     assert len(asked) == 2 and not list(tmp_path.iterdir())
+
+
+async def test_a_disk_that_is_full_while_streams_are_marked_costs_no_stream_and_no_charge(tmp_path: Path) -> None:
+    """The edge's files may not grow, which is what a full disk looks like to it: marks and records fail, the stream goes on."""
+    async with opened(tmp_path) as shop:
+        account = await shop.new_account("ivy@example.com", "1.00")
+        edge = shop.edge
+        async with shop.asking("acme/plain", account, stream=True, **sim(tokens=60, tokens_per_s=20)) as caller:
+            status, headers = await caller.head()
+            assert status == 200
+            await eventually(lambda: list((shop.gateway.folder / "journal").glob("running-*")))
+            edge.rlimit(psutil.RLIMIT_FSIZE, (16, resource.RLIM_INFINITY))
+            await asyncio.to_thread(shop.gateway.logged, "running_streams_not_marked")
+            assert not list((shop.gateway.folder / "journal").glob(".running-*"))
+            body = b""
+            while part := await caller.chunk():
+                body += part
+        assert body.endswith(b"data: [DONE]\n\n")
+        edge.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        charge = nanos((await shop.generation(headers["x-generation-id"], account))["total_cost"])
+        assert charge == priced(PLAIN, {"prompt": 2, "completion": 60})
+        await eventually(lambda: not list((shop.gateway.folder / "journal").glob("running-*")))
+        os.kill(edge.pid, signal.SIGKILL)  # nothing of the stream is left to be charged on top
+        await asyncio.to_thread(shop.gateway.logged, "process_ended")
+        async with asyncio.timeout(20.0):
+            while (await shop.ask(account=account)).status != 200:
+                await asyncio.sleep(0.05)
+        await shop.until_used(charge + priced(PLAIN, {"prompt": 2, "completion": 16}), account)
+        assert (await shop.verify())["ok"]
