@@ -128,7 +128,9 @@ class Journals:
 
     def forget_running(self, file: JournalFile) -> None:
         """Raises OSError."""
-        (self._folder / _running_beside(file.name)).unlink(missing_ok=True)
+        marks = self._folder / _running_beside(file.name)
+        marks.unlink(missing_ok=True)
+        marks.with_name(f".{marks.name}").unlink(missing_ok=True)  # the writer may have died over it
 
     def remove(self, names: Iterable[str]) -> None:
         """Raises OSError."""

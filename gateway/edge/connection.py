@@ -206,7 +206,9 @@ class ProviderConnection(asyncio.Protocol):
             call.listener.on_data(data)
         if ended and self._call is call:
             self._call = None
-            if self._keep_alive and not self.retired:
+            if self._transport is not None and self._transport.get_write_buffer_size():
+                self.abort()  # answered before it had read the request: it may never read the rest
+            elif self._keep_alive and not self.retired:
                 if call.paused:
                     self.resume()
                 self._pool.keep(self)

@@ -55,10 +55,12 @@ class RepeatedHead:
 
     @classmethod
     def of(cls, head: RequestHead, data: bytes) -> RepeatedHead | None:
-        """Of a head that was read from `data`; None where the length's place is not plain to see, or more is asked than a body be read."""
+        """Of a head that was read from `data`; None where its length is not plain to see, or a body is not all there is to it."""
         digits = head.headers.get("Content-Length", "").encode()
         at = data.lower().find(b"\r\ncontent-length: %b\r\n" % digits)
-        if head.http10 or not head.keep_alive or at < 0 or "Expect" in head.headers or "Transfer-Encoding" in head.headers:
+        if at < 0 or head.method == "HEAD" or head.http10 or not head.keep_alive:
+            return None
+        if "Expect" in head.headers or "Transfer-Encoding" in head.headers:
             return None
         at += len(b"\r\nContent-Length: ")
         return cls(head, data[:at], data[at + len(digits) :])

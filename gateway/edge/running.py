@@ -8,6 +8,8 @@ for the death of processes, not of the machine. A stream that finished since is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -52,22 +54,26 @@ class Running:
             self._mark(iter([each for each in self._streams() if each.is_streaming]), [])
 
     def _mark(self, left: Iterator[InferenceExchange], marks: list[bytes]) -> None:
-        for _, exchange in zip(range(SLICE), left, strict=False):
+        for exchange in itertools.islice(left, SLICE):
             if exchange.is_streaming:  # still
-                marks.append(self._settlement.mark(exchange))
+                self._mark_one(exchange, marks)
         following = next(left, None)
         if following is not None:
-            if following.is_streaming:
-                marks.append(self._settlement.mark(following))
-            self._loop.call_soon(self._mark, left, marks)
+            self._loop.call_soon(self._mark, itertools.chain((following,), left), marks)
             return
         self._marking = False
         self._write(marks)
 
+    def _mark_one(self, exchange: InferenceExchange, marks: list[bytes]) -> None:
+        try:
+            marks.append(self._settlement.mark(exchange))
+        except Exception as error:  # noqa: BLE001 - what is wrong with one must neither end the others' marks nor the sweep that asks for them
+            self._log.error("stream_not_marked", generation=exchange.generation_id, **exception_fields(error))
+
     def _write(self, marks: list[bytes]) -> None:
+        unnamed = self._path.with_name(f".{self._path.name}")
         try:
             if marks:
-                unnamed = self._path.with_name(f".{self._path.name}")
                 fd = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
                 with os.fdopen(fd, "wb") as file:
                     file.writelines(marks)
@@ -80,6 +86,8 @@ class Running:
             if not self._failing:
                 self._log.error("running_streams_not_marked", **exception_fields(error))
             self._failing = True
+            with contextlib.suppress(OSError):
+                unnamed.unlink(missing_ok=True)  # what it takes is what the journal may need
         else:
             self._failing = False
 

@@ -105,6 +105,8 @@ class Settlement:
                 lines.append(self._settled(exchange))
             except Exception as error:  # noqa: BLE001 - what is wrong with one must not take the others' money and answers with it
                 self._log.error("settlement_failed", generation=exchange.generation_id, **exception_fields(error))
+                if exchange.hold is not None and not exchange.hold.resolved:
+                    exchange.hold.release()
                 exchange.abandon()
             else:
                 told.append(exchange)
@@ -112,15 +114,16 @@ class Settlement:
             self._journal.append(lines, lambda: self._let_go(told))
 
     def _settled(self, exchange: InferenceExchange) -> bytes:
-        """Turn the hold into the charge; the record of it."""
+        """Turn the hold into the charge; the record of it, without which nothing is charged."""
         hold = exchange.hold
         assert hold is not None
         exchange.bill = bill = self._bill(exchange, exchange.attempt, exchange.error)
+        record = records.encode(_record(exchange, hold, bill, exchange.error))
         hold.settle(bill.nanos)
         attempt = exchange.attempt
         if attempt is not None and exchange.error is None and attempt.endpoint.price.input_cache_read is not None:
             self._remember(exchange, attempt, bill.usage)
-        return records.encode(_record(exchange, hold, bill, exchange.error))
+        return record
 
     def mark(self, exchange: InferenceExchange) -> bytes:
         """The record of a stream, if this edge died now: charged as if its caller had left."""
@@ -220,7 +223,8 @@ def _record(exchange: InferenceExchange, hold: Hold, bill: Bill, error: GatewayE
         record.provider = endpoint.provider
         record.upstream_id = attempt.upstream_id[:TEXT_CHARS_MAX]
         record.finish_reason = attempt.finish_reason
-        record.native_finish_reason = attempt.native_finish_reason
+        if attempt.native_finish_reason is not None:
+            record.native_finish_reason = attempt.native_finish_reason[:TEXT_CHARS_MAX]
         if attempt.first_content_at:
             record.latency_ms = int((attempt.first_content_at - began) * 1000)
             record.generation_ms = int((exchange.parts.loop.time() - began) * 1000)

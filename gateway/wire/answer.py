@@ -155,7 +155,9 @@ def _exchanged(body: bytes, generation_id: str, model: str, provider: str) -> An
     if not found.system_fingerprint:
         our_id += b',"system_fingerprint":null'
     ours = body.replace(their_id, our_id).replace(their_model, b'"model":' + _encode(model)).replace(their_finish, our_finish)
-    before, _, after = ours.partition(their_usage)
+    before, same, after = ours.partition(their_usage)
+    if not same:  # one of ours went into it
+        return None
     return Answer(before + b'"usage":', after, found.id, native, native, usage if is_filled_object(found.usage) else None, body)
 
 

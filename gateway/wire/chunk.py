@@ -55,3 +55,4 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     usage: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
     provider: Raw | UnsetType = UNSET
+    system_fingerprint: Raw | UnsetType = UNSET

@@ -83,7 +83,7 @@ class Dechunker:
             del chunks[whole:]
         payload = b"".join(chunks)
         overhead = sum(map(len, lines[: 2 * whole : 2])) + 4 * whole
-        if self._overhead + overhead > self._payload_bytes + CHUNK_OVERHEAD_BYTES_MAX:
+        if self._overhead + overhead + len(_END) > self._payload_bytes + CHUNK_OVERHEAD_BYTES_MAX:  # the last chunk weighs as well
             return self._feed(data)  # which weighs chunk by chunk
         self._overhead += overhead
         self._payload_bytes += len(payload)

@@ -20,6 +20,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 _OURS = frozenset(("id", "model", "provider"))
+_LEARNED_WITH = frozenset(("id", "model", "choices"))
 # Optional members of a chunk that strict clients refuse as null: absent, or with a value.
 _NOT_NULL = frozenset(("usage", "system_fingerprint", "error"))
 
@@ -41,6 +42,7 @@ class Splicer:
     """
 
     __slots__ = (
+        "_fingerprint_null",
         "_first_data",
         "_head",
         "_head_new",
@@ -70,7 +72,7 @@ class Splicer:
         self._head_old, self._head_new = b"\0", b""
         self._tail_old, self._tail_new = b"", b""
         self._nulls: tuple[bytes, ...] = ()  # members after `choices` to leave out, as this upstream writes them
-        self._usage_null = False
+        self._usage_null = self._fingerprint_null = False
         # Learned: all of an event but its text, before and after it.
         self._lead_old = self._lead_new = self._trail_old = self._trail_new = b""
         self._first_data = self._last_data = b""  # the first event, and the last one that carried usage and nothing else
@@ -188,7 +190,9 @@ class Splicer:
             if choice.finish_reason:
                 self.finish_reason = finish = choice.finish_reason
                 clean = clean and len(chunk.choices or ()) == 1 and self._numbers is None
-            if choice.finish_reason is UNSET or choice.index is UNSET:
+            elif choice.finish_reason is not None:  # missing, or an empty text, which is none of the contract's words
+                clean = False
+            if choice.index is UNSET:
                 clean = False
         if adds:
             self.content_events += 1
@@ -204,6 +208,7 @@ class Splicer:
             and (usage_null if self._usage_null else chunk.usage is UNSET)
             and chunk.error is UNSET
             and chunk.provider is UNSET
+            and (chunk.system_fingerprint is UNSET or self._fingerprint_null or bytes(chunk.system_fingerprint) != b"null")
         ):
             rest = data[len(self._head_old) : len(data) - len(self._tail_old)]
             for null in self._nulls:
@@ -285,8 +290,11 @@ class Splicer:
         return b"data: {" + b",".join(members) + b',"choices":[],"usage":' + usage + b"}\n\n"
 
     def _learn(self, data: bytes, fields: dict[str, Raw]) -> None:
-        """What this upstream writes around `choices`. After it only what we exchange is learned, for the rest may vary."""
-        if "choices" not in fields:
+        """What this upstream writes around `choices`. After it only what we exchange is learned, for the rest may vary.
+
+        Nothing is learned of an event that does not name both its id and its model: the next one may, in any place.
+        """
+        if not fields.keys() >= _LEARNED_WITH:
             return
         names = list(fields)
         at = names.index("choices")
@@ -306,6 +314,7 @@ class Splicer:
                 self._tail_old, self._tail_new = tail, self._kept(after, fields) + b"}\n\n"
                 self._nulls = ()
             self._usage_null = "usage" in fields and bytes(fields["usage"]) == b"null"
+            self._fingerprint_null = bytes(fields.get("system_fingerprint", b"")) == b"null"
             return
 
     def _kept(self, members: list[tuple[str, bytes]], fields: dict[str, Raw]) -> bytes:

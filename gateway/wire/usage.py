@@ -50,7 +50,7 @@ def read(reported: bytes | None, prompt_tokens_max: int, completion_tokens_max: 
         return None
     try:
         told = _decoder.decode(reported)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     prompt, completion = told.prompt_tokens, told.completion_tokens
     reasoning = cached = written = audio = 0

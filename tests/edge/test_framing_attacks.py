@@ -220,14 +220,19 @@ ATTACKS = {
 stage = stage_of(settings={"server": {"request_head_s": 1.0, "request_body_s": 1.0, "body_bytes_max": 1_000_000}})
 
 
-@pytest.mark.parametrize("pieces", ["whole", "in-pieces"])
+@pytest.mark.parametrize("pieces", ["whole", "in-pieces", "after-others"])
 @pytest.mark.parametrize("name", ATTACKS)
 async def test_inp_01_one_request_in_one_request_out(stage: Stage, name: str, pieces: str) -> None:
     attack = ATTACKS[name]
     data = attack.data.replace(KEY, stage.gateway.key.encode())
     stage.good.books.clear()
     async with stage.connected() as caller, asyncio.timeout(5.0):
-        if pieces == "whole":
+        if pieces == "after-others":  # whose head, but for its length, is known by now
+            for _ in range(2):
+                caller.writer.write(GOOD_REQUEST.replace(KEY, stage.gateway.key.encode()))
+                assert (await caller.answer())[0] == 200
+            stage.good.books.clear()
+        if pieces != "in-pieces":
             caller.writer.write(data)
         else:
             await write_in_pieces(caller, data)
@@ -267,3 +272,34 @@ async def test_inp_01_what_never_ends_is_cut(stage: Stage, name: str) -> None:
         caller.writer.write(UNENDED[name].replace(KEY, stage.gateway.key.encode()))
         assert (await caller.answer())[0] == 408
         assert await caller.reader.read() == b""
+
+
+@pytest.mark.parametrize("path", ["/api/v1/chat/completions", "/api/v1/models", "/api/v1/nowhere"])
+async def test_inp_01_head_has_no_body_in_its_answer_however_often_it_is_asked(stage: Stage, path: str) -> None:
+    """A body in the answer to the second HEAD would be read as the beginning of the third answer."""
+    asked = GOOD_REQUEST.replace(KEY, stage.gateway.key.encode()).replace(b"POST /api/v1/chat/completions", b"HEAD " + path.encode())
+    async with stage.connected() as caller, asyncio.timeout(5.0):
+        heads = []
+        for _ in range(4):
+            caller.writer.write(asked)
+            heads.append((await caller.head())[0])
+            caller.writer.write(PING)
+            assert (await caller.head())[0] == 204
+        assert len(set(heads)) == 1
+
+
+async def test_inp_01_a_repeated_head_may_come_in_any_pieces(stage: Stage) -> None:
+    """Its bytes are cut at every place in turn, between whole ones, and pipelined behind another."""
+    request = GOOD_REQUEST.replace(KEY, stage.gateway.key.encode())
+    stage.good.books.clear()
+    async with stage.connected() as caller, asyncio.timeout(30.0):
+        for cut in range(1, len(request), 3):
+            caller.writer.write(request[:cut])
+            await asyncio.sleep(0.001 if cut % 16 == 1 else 0)
+            caller.writer.write(request[cut:])
+            assert (await caller.answer())[0] == 200, cut
+            caller.writer.write(request)
+            assert (await caller.answer())[0] == 200, cut
+        caller.writer.write(request * 20)
+        assert {(await caller.answer())[0] for _ in range(20)} == {200}
+    assert len(stage.good.books.entries) == 2 * len(range(1, len(request), 3)) + 20

@@ -7,6 +7,7 @@ one, and a wrong password is told like an unknown address, in the same time.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import secrets
 import time
 from collections.abc import Callable
@@ -160,8 +161,9 @@ class AccountsApi:
 
     async def change_password(self, call: Call[Nothing, NewPasswordBody]) -> web.Response:
         account = await self._owner(call.request, call.caller.account_id, call.body.password)
-        await self._store.set_password(account.id, await self._hashing.hash("new_password", call.body.new_password))
-        return await self._signed_in(account)
+        password_hash = await self._hashing.hash("new_password", call.body.new_password)
+        await self._store.set_password(account.id, password_hash)
+        return await self._signed_in(msgspec.structs.replace(account, password_hash=password_hash))
 
     async def delete_account(self, call: Call[Nothing, PasswordBody]) -> web.Response:
         account = await self._owner(call.request, call.caller.account_id, call.body.password)
@@ -195,7 +197,8 @@ class AccountsApi:
         secret = secrets.token_urlsafe(32)
         now_s = int(self._now())
         session = Session(digest=digest(secret), account_id=account.id, created_at_s=now_s, used_at_s=now_s)
-        await self._store.open_session(session, ended_before_s=now_s - SESSION_S)
+        if not await self._store.open_session(session, proven=account.password_hash, ended_before_s=now_s - SESSION_S):
+            raise Unauthenticated("Wrong email or password")  # by now
         return _with_cookie(answer(self._session_answer(account, secret.encode())), secret, SESSION_S)
 
     def _session_answer(self, account: Account, secret: bytes) -> SessionAnswer:
@@ -209,7 +212,15 @@ class AccountsApi:
 
 
 def _address(request: web.Request) -> str:
-    return request.headers.get(CALLER_HEADER, "")
+    """Where attempts are counted: an IPv6 caller has all of a /64, so that is one address."""
+    text = request.headers.get(CALLER_HEADER, "")
+    if ":" not in text:
+        return text
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError:
+        return text
+    return str(address.ipv4_mapped or ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 def _with_cookie(response: web.Response, secret: str, max_age_s: int) -> web.Response:

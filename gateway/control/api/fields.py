@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import datetime
 import decimal
 from decimal import Decimal
@@ -46,7 +47,7 @@ def expiry_s(field: str, value: datetime.datetime, now_s: float) -> int:
     """Unix seconds of a moment to come, told in UTC. Raises BadRequest."""
     if value.utcoffset() != datetime.timedelta(0):
         raise BadRequest(f"{field}: must be in UTC, such as 2027-01-31T00:00:00Z")
-    moment_s = int(value.timestamp())
+    moment_s = calendar.timegm(value.utctimetuple())  # by way of a float the last moment of year 9999 would lie in year 10000
     if moment_s <= now_s:
         raise BadRequest(f"{field}: must lie in the future")
     return moment_s

@@ -149,9 +149,9 @@ class KeysApi:
             secret = new_secret()
             key = self._new_key(call, secret)
             await self._store.create_key(key)
+            self._changed(key, key.limit_nanos)
         else:
             key, secret = await self._create_once(call, token)
-        self._changed(key, key.limit_nanos)
         return answer(NewKeyAnswer(await self._row(key), secret), 201)
 
     async def update_key(self, call: Call[Nothing, KeyPatchBody]) -> web.Response:
@@ -223,12 +223,14 @@ class KeysApi:
         )
         earlier = await self._store.create_key_once(key, creation)
         if earlier is None:
+            self._changed(key, key.limit_nanos)
             return key, secret
         if earlier.body_digest != creation.body_digest:
             raise Conflict("Idempotency-Key: was used for another request already")
         made = await self._store.find_key(earlier.key_digest)
         if made is None:
             raise Conflict("Idempotency-Key: the key that was made under it is deleted")
+        # Edges are told nothing: they were when it was made, and what was read here may be older than a change since.
         return made, _derived(own_secret, earlier.salt)
 
     def _changed(self, key: Key, limit_nanos: int | None) -> None:

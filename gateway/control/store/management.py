@@ -109,8 +109,10 @@ class ManagementStore(Protocol):
     async def set_password(self, account_id: str, password_hash: str) -> None:
         """And end all sessions of the account."""
 
-    async def open_session(self, session: Session, *, ended_before_s: int) -> None:
-        """Add a session, and forget those that began before this time."""
+    async def open_session(self, session: Session, *, proven: str | None, ended_before_s: int) -> bool:
+        """Add a session, and forget those that began before this time. False, and no session, where `proven` is not the
+        account's password hash any more: the password was changed, or the account deleted, while the old one was checked.
+        """
 
     async def find_session(self, digest: str) -> Session | None: ...
 

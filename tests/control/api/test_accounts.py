@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from gateway.control.api.accounts import ATTEMPTS_AT_ACCOUNT, CALLER_HEADER
+from gateway.control.api.accounts import ATTEMPTS_AT_ACCOUNT, CALLER_HEADER, SIGN_UPS_FROM_ADDRESS
 from gateway.control.api.attempts import Attempts
 from gateway.control.erasure import Erasure
+from gateway.control.passwords import hash_password
 from gateway.control.store.management import FORFEIT_BOOK
 from gateway.domain.errors import RateLimited
 from gateway.domain.keys import digest
@@ -21,6 +22,7 @@ from gateway.domain.money import NANOS_PER_USD
 from gateway.log import Log
 from tests.control.api.premises import DAY, PASSWORD, Browser, Premises, opened, spent
 
+NEW_HASH = hash_password("another horse battery")
 SESSION, ACCOUNT = "/api/v1/session", "/api/v1/account"
 
 
@@ -258,3 +260,43 @@ async def test_erasing_goes_on_after_a_restart_in_small_steps(premises: Premises
     assert steps == 3
     last = await premises.store.generation(f"gen-1764031697-{6:020}")
     assert last is not None and last.title == ""
+
+
+async def test_a_password_that_is_changed_while_the_old_one_is_checked_opens_no_session(
+    premises: Premises, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sign-in has proven the old password, and is about to open its session, when the new one comes into force."""
+    store = premises.store
+    open_session = store.open_session
+
+    async def open_late(*session: Any, **more: Any) -> bool:
+        await store.set_password("user_ada", NEW_HASH)
+        return await open_session(*session, **more)
+
+    monkeypatch.setattr(store, "open_session", open_late)
+    late = Browser(premises)
+    await late.ask("POST", SESSION, 401, json={"email": "ada@example.com", "password": PASSWORD})
+    monkeypatch.undo()
+    assert not late.cookie
+    await premises.browser(password="another horse battery")
+
+
+@pytest.mark.parametrize(
+    ("address", "is_one"),
+    [
+        ("2001:db8:0:1:{0:x}::{0:x}", True),  # one caller has all of these
+        ("::ffff:10.0.0.1", True),
+        ("2001:db8:0:{0:x}::1", False),
+        ("::ffff:10.0.0.{0}", False),
+        ("10.0.1.{0}", False),
+    ],
+)
+async def test_AUT_09_sign_ups_are_throttled_by_what_one_caller_has_of_addresses(premises: Premises, address: str, is_one: bool) -> None:
+    async def sign_up(number: int) -> int:
+        body = {"email": f"new{number}@example.com", "password": "1234567"}  # too short, which is found out after it was counted
+        async with premises.http.post(ACCOUNT, json=body, headers={CALLER_HEADER: address.format(number)}) as answer:
+            return answer.status
+
+    statuses = [await sign_up(number) for number in range(1, SIGN_UPS_FROM_ADDRESS + 1)]
+    assert set(statuses) == {400}
+    assert await sign_up(99) == (429 if is_one else 400)

@@ -254,3 +254,22 @@ async def test_management_keys_are_a_signed_in_persons_to_make(premises: Premise
 async def test_the_store_refuses_what_the_api_would_not_send(premises: Premises, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "gateway.db") as db, pytest.raises(sqlite3.IntegrityError):
         db.execute("UPDATE keys SET include_byok_in_limit = 2")
+
+
+async def test_repeats_of_a_creation_tell_edges_nothing_that_may_be_older_than_a_change(premises: Premises) -> None:
+    once = {"Idempotency-Key": "deploy-79"}
+    answers = await asyncio.gather(*(create(premises, headers=once, limit=5) for _ in range(50)))
+    assert all(one == answers[0] for one in answers)
+    made = answers[0]["data"]["hash"]
+    assert [changed for changed, _ in premises.changed] == [made]
+    await premises.ask("PATCH", f"{KEYS}/{made}", premises.ada_management, json={"disabled": True})
+    await create(premises, headers=once, limit=5)
+    assert [(changed, record is not None and record.disabled) for changed, record in premises.changed] == [(made, False), (made, True)]
+
+
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59Z"])
+async def test_a_key_may_expire_in_the_last_second_that_there_is(premises: Premises, moment: str) -> None:
+    made = await create(premises, expires_at=moment)
+    assert made["data"]["expires_at"] == "9999-12-31T23:59:59.000Z"
+    listed = (await premises.ask("GET", KEYS, premises.ada_management))["data"]
+    assert made["data"]["hash"] in {row["hash"] for row in listed}

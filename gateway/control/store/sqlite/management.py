@@ -100,10 +100,11 @@ class SqliteManagement:
             await db.execute("UPDATE accounts SET password_hash = ? WHERE id = ? AND deleted_at_ms IS NULL", (password_hash, account_id))
             await db.execute("DELETE FROM sessions WHERE account_id = ?", (account_id,))
 
-    async def open_session(self, session: Session, *, ended_before_s: int) -> None:
+    async def open_session(self, session: Session, *, proven: str | None, ended_before_s: int) -> bool:
         async with self._transaction() as db:
             await db.execute("DELETE FROM sessions WHERE created_at_s < ?", (ended_before_s,))
-            await db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", msgspec.structs.astuple(session))
+            opened = await db.execute(_OPEN_SESSION, (*msgspec.structs.astuple(session), session.account_id, proven))
+            return opened.rowcount > 0
 
     async def find_session(self, digest: str) -> Session | None:
         rows = await self._read("SELECT digest, account_id, created_at_s, used_at_s FROM sessions WHERE digest = ?", (digest,))
@@ -197,6 +198,7 @@ def _require_limit(limit_nanos: int | None) -> None:
         raise BadRequest("limit: is negative or out of range")
 
 
+_OPEN_SESSION = "INSERT INTO sessions SELECT ?, ?, ?, ? WHERE EXISTS (SELECT 1 FROM accounts WHERE id = ? AND password_hash = ?)"
 _CREATION = "SELECT digest, account_id, body_digest, key_digest, salt, created_at_s FROM creations WHERE digest = ?"
 _FORGET = (
     "DELETE FROM keys WHERE account_id = ?",
