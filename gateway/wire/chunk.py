@@ -51,6 +51,8 @@ class ChunkChoice(msgspec.Struct, frozen=True, gc=False):
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
+    id: Raw = Raw()
+    model: Raw = Raw()
     choices: list[ChunkChoice] | None = None
     usage: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET

@@ -201,6 +201,8 @@ class Splicer:
             usage_null = bytes(chunk.usage) == b"null"
             if is_filled_object(chunk.usage):
                 self.usage = bytes(chunk.usage)
+        if clean and not self._first_data:
+            self._learn_common(data, chunk)
         if (
             clean
             and data.startswith(self._head_old)
@@ -288,6 +290,27 @@ class Splicer:
             if name not in _OURS and name not in ("choices", "usage") and not _is_left_out(name, raw):
                 members.append(_encode(name) + b":" + bytes(raw).replace(b"\n", b" "))
         return b"data: {" + b",".join(members) + b',"choices":[],"usage":' + usage + b"}\n\n"
+
+    def _learn_common(self, data: bytes, chunk: Chunk) -> None:
+        """The same at a glance, of the commonest form: no space between, the id first, and no null to leave out.
+
+        Before `choices` stand plain members, so that the first `,"choices":[` is at the top: in texts its quotes would be escaped.
+        """
+        at = data.find(b',"choices":[') + 1
+        head, their_id, their_model = data[:at], b'{"id":%b,' % chunk.id, b'"model":%b,' % chunk.model
+        if (
+            head.startswith(their_id)
+            and head.count(their_model) == 1
+            and b"{" not in head[1:]
+            and b"[" not in head
+            and chunk.usage is chunk.error is chunk.provider is UNSET
+            and bytes(chunk.system_fingerprint or b"") != b"null"
+        ):
+            self._first_data = data
+            self.upstream_id = id_of(chunk.id)
+            self._head_old = head
+            self._head_new = b"data: {%b,%b" % (self._head, head[len(their_id) :].replace(their_model, b""))
+            self._tail_new = b"\n\n"
 
     def _learn(self, data: bytes, fields: dict[str, Raw]) -> None:
         """What this upstream writes around `choices`. After it only what we exchange is learned, for the rest may vary.
