@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,10 +79,20 @@ class Log:
             line = json.dumps(record, default=str).encode() + b"\n"
         self._append(line)
 
-    def struct(self, event: str, fields: msgspec.Struct) -> None:
-        """An info line whose fields are a struct's: a third of the cost, for what is written once per request."""
-        body = _encoder.encode(fields)
-        self._append(b'{"time":%.3f,"level":"info","event":"%b",%b,%b\n' % (time.time(), event.encode(), self._head_json, body[1:]))
+    def structs(self, event: str, lines: Sequence[msgspec.Struct]) -> None:
+        """Info lines whose fields are structs', all of this moment: a fifth of the cost, for what is written once per request."""
+        head = b'{"time":%.3f,"level":"info","event":"%b",%b,' % (time.time(), event.encode(), self._head_json)
+        # JSON holds no bare line end, so each one is where a line begins.
+        text = (b"\n" + _encoder.encode_lines(lines)).replace(b"\n{", b"\n" + head)[1:]
+        made = text.splitlines(keepends=True)
+        if len(text) > LINE_BYTES_MAX or self._thread is None:
+            for line in made:
+                self._append(line)
+        elif self._pending_bytes > PENDING_BYTES_MAX:
+            self.dropped += len(made)
+        else:
+            self._pending += made
+            self._pending_bytes += len(text)
 
     def _append(self, line: bytes) -> None:
         if len(line) > LINE_BYTES_MAX or self._pending_bytes > PENDING_BYTES_MAX:

@@ -366,7 +366,7 @@ class InferenceExchange:
             return
         if self.hold is not None:
             self.hold.release()
-        self.parts.report.finished(self, self.parts.loop.time())
+        self.parts.report.finished((self,), self.parts.loop.time())
         self.send_last()
 
     def send_last(self) -> None:

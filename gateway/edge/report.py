@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -66,7 +67,11 @@ class ExchangeReport:
         """Children of vanished endpoints are not looked up any more; their figures stay."""
         self._endpoints.clear()
 
-    def finished(self, exchange: InferenceExchange, now: float) -> None:
+    def finished(self, exchanges: Sequence[InferenceExchange], now: float) -> None:
+        """Exchanges that end at this moment."""
+        self._log.structs("exchange", [self._finished(exchange, now) for exchange in exchanges])
+
+    def _finished(self, exchange: InferenceExchange, now: float) -> ExchangeLine:
         route, attempts, error, bill = ROUTES[exchange.kind], exchange.attempts, exchange.error, exchange.bill
         self.answered(route, exchange.status)
         if error is not None:
@@ -76,7 +81,7 @@ class ExchangeReport:
             for attempt in attempts:
                 self._attempt(attempt, now, usage)
             self._overhead.observe(exchange.overhead_s)
-        self._log.struct("exchange", _line(exchange, route, now))
+        return _line(exchange, route, now)
 
     def refused(self, route: str, error: GatewayError) -> None:
         """A request that never became an exchange."""

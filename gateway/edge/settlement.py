@@ -151,7 +151,7 @@ class Settlement:
         for exchange in ending:
             if exchange.answered_at:
                 exchange.overhead_s += clock - exchange.answered_at
-            self._report.finished(exchange, now)
+        self._report.finished(ending, now)
         for exchange in ending:
             exchange.send_last()
 
