@@ -62,7 +62,7 @@ class StreamAttempt(Attempt):
             if exchange.has_alternatives:
                 self._first_token_s = self._silence_s = limit_s
             else:  # nobody would be quicker
-                self._first_token_s = max(limit_s, self._idle_s())
+                self._first_token_s = max(limit_s, self.endpoint.timeouts.idle_s or exchange.parts.timeouts.idle_s)
         else:
             self._first_token_s = self._patience(float(setting))
 
