@@ -104,10 +104,9 @@ class Settlement:
             try:
                 lines.append(self._settled(exchange))
             except Exception as error:  # noqa: BLE001 - what is wrong with one must not take the others' money and answers with it
-                self._log.error("settlement_failed", generation=exchange.generation_id, **exception_fields(error))
                 if exchange.hold is not None and not exchange.hold.resolved:
                     exchange.hold.release()
-                exchange.abandon()
+                self._failed(exchange, error)
             else:
                 told.append(exchange)
         if told:
@@ -153,7 +152,14 @@ class Settlement:
                 exchange.overhead_s += clock - exchange.answered_at
         self._report.finished(ending, now)
         for exchange in ending:
-            exchange.send_last()
+            try:
+                exchange.send_last()
+            except Exception as error:  # noqa: BLE001 - as above
+                self._failed(exchange, error)
+
+    def _failed(self, exchange: InferenceExchange, error: Exception) -> None:
+        self._log.error("settlement_failed", generation=exchange.generation_id, **exception_fields(error))
+        exchange.abandon()
 
     def _bill(self, exchange: InferenceExchange, attempt: Attempt | None, error: GatewayError | None) -> Bill:
         """What this end costs, by the attempt that served; failed attempts cost nothing."""
