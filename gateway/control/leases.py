@@ -3,6 +3,10 @@
 Control's numbers are durable before an edge hears of a grant, and an edge's numbers win whenever it joins again, for
 it can only spend what it has heard of. A grant belongs to the link it was asked on: with that link it is void.
 All messages of all edges pass through one queue, many a transaction, in the order they came.
+
+An edge forgets the lease of a window that is over once nothing holds it, and gives back what was unused. If that is lost
+with the link, the lease is missing from where the edge stands, which closes it here as well. What was spent of it may be
+booked only later and then exceeds what is left as granted: nobody else gains by it, and the name is not asked for again.
 """
 
 from __future__ import annotations

@@ -185,8 +185,10 @@ class Admission:
         self._sated = {resource: until for resource, until in self._sated.items() if until > self._now()}
         self._refused = {resource: refusal for resource, refusal in self._refused.items() if refusal.until > self._now()}
         if self._joined:
+            wall_s = time.time()
             for resource in self._book.idle(self._now() - IDLE_S):
-                unused = self._book.give_back(resource)
+                is_over = resources.is_over(resource, wall_s)
+                unused = self._book.forget(resource) if is_over else self._book.give_back(resource)
                 if unused:
                     self._send(Back(resource=resource, nanos=unused))
 

@@ -118,6 +118,18 @@ class Book:
         lease.granted -= unused
         return unused
 
+    def forget(self, resource: str) -> int | None:
+        """Drop a lease that nobody will ask for again; how much of it was unused. None: it is held, or was never there.
+
+        Only for a resource whose name is never used again: totals that began anew under an old name would contradict control's.
+        """
+        lease = self._leases.get(resource)
+        if lease is None or lease.holds:
+            return None
+        unused = self.give_back(resource)
+        del self._leases[resource]
+        return unused
+
     def idle(self, before: float) -> list[str]:
         """Resources without holds that were not used since `before`."""
         return [resource for resource, lease in self._leases.items() if lease.holds == 0 and lease.used_at < before]

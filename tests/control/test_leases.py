@@ -229,6 +229,31 @@ async def test_where_an_edge_stands_is_its_own_to_say(world: World) -> None:
     ]
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_what_an_edge_forgot_is_free_again_also_when_the_link_was_lost_before_it_said_so(world: World, is_lost: bool) -> None:
+    window = "key:limited:2025-11-25"  # 500 a day
+    edge, other = world.network.join(), world.network.join()
+    edge.says(Want(window, 500, 0))
+    assert (await world.answer(edge)).nanos == 500
+    hold = edge.book.hold((window,), 200, 0.0)
+    assert edge.book.forget(window) is None  # held
+    hold.settle(200)
+    edge.journal.append(generation(nanos=200, key_digest="limited"))
+    unused = edge.book.forget(window)
+    assert unused == 300 and edge.book.standing() == {}
+    if not is_lost:
+        edge.says(Back(window, unused))
+        await world.settled()
+    world.network.rejoin(edge)
+    await world.settled()
+    await world.keeper.read_all()
+    other.says(Want(window, 301, 0))
+    grant = await world.answer(other)
+    assert (grant.refused, grant.free_nanos) == (True, 300)
+    other.says(Want(window, 300, 0))
+    assert (await world.answer(other)).nanos == 300
+
+
 async def test_more_than_was_granted_cannot_come_back(world: World) -> None:
     edge = world.network.join()
     edge.says(Want(ANN, 1000, 0))

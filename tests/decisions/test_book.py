@@ -102,6 +102,16 @@ class BookMachine(RuleBasedStateMachine):
         if account:
             account.returns.append(returned)
 
+    @rule(resource=st.sampled_from([BALANCE, LIMIT]))
+    def forget(self, resource: str) -> None:
+        account = self.accounts.get(resource)
+        forgotten = self.book.forget(resource)
+        if account is None or account.open:
+            assert forgotten is None
+        else:
+            assert forgotten == max(0, account.available)
+            del self.accounts[resource]
+
     @invariant()
     def agrees(self) -> None:
         if not hasattr(self, "book"):

@@ -245,6 +245,21 @@ def test_what_is_unused_goes_back_when_recalled_and_after_a_minute(edge: Edge) -
     assert edge.said == [Back(resource=BALANCE, nanos=560)]
 
 
+def test_a_lease_of_a_window_that_is_over_goes_back_and_is_forgotten_once_nothing_holds_it(edge: Edge) -> None:
+    over, held = "key:abc:2020-03-04", "key:abc:2020-03-05"
+    edge.book.granted(over, 700, edge.now)
+    edge.book.granted(held, 500, edge.now)
+    hold = edge.book.hold((held,), 200, edge.now)
+    edge.now += 61.0
+    edge.admission.sweep()
+    assert edge.book.standing() == {held: 500}
+    assert [message for message in edge.said if isinstance(message, Back)] == [Back(resource=over, nanos=700)]
+    hold.settle(200)
+    edge.admission.sweep()
+    assert edge.book.standing() == {}
+    assert [message for message in edge.said if isinstance(message, Back)][1:] == [Back(resource=held, nanos=300)]
+
+
 def test_a_hold_covers_the_dearest_endpoint_and_a_token_for_every_byte() -> None:
     """However short its prompt seems: no tokenizer makes more of it than this."""
     body = b'{"model":"a/b","max_tokens":7,"messages":[{"role":"user","content":"%b"}]}' % ("\U0001f99c" * 50).encode()
