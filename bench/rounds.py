@@ -102,7 +102,8 @@ class Rounds:
                 await self._admit(name, place)
             for subject in self.subjects:
                 await self._load(subject.target(stream=False), WARM_UP_S)
-                await self._load(subject.target(stream=True), WARM_UP_S)
+                if subject.streams:
+                    await self._load(subject.target(stream=True), WARM_UP_S)
             for number in range(1, self._wish.rounds + 1):
                 await self._round(number)
 
@@ -117,19 +118,29 @@ class Rounds:
         return place
 
     async def _admit(self, name: str, place: Place) -> None:
-        """Start and probe. A peer that fails either is reported and left out; the gateway must not fail."""
+        """Start and probe. A peer that fails is reported and left out, of streams alone where those are wrong; ours must not fail."""
         try:
             subject = await (start_gateway(place, OFF, gateway.SETTINGS_OFF) if name == OFF else start(name, place))
-            for stream in (False, True):
-                events = await probe(subject.target(stream=stream), text=text_of(TOKENS), tokens=TOKENS)
-                print(f"probe {name} {subject.version}: {f'{events} events' if stream else 'JSON'} ok", file=sys.stderr)
+            await self._probe(subject, stream=False)
         except (Unavailable, ChildFailed, Wrong, OSError) as error:
-            if name in ("direct", "gateway", OFF):
-                raise
-            self.unavailable[name] = str(error)[-500:]
-            print(f"without {name}: {error}", file=sys.stderr)
-        else:
-            self.subjects.append(subject)
+            self._without(name, name, error)
+            return
+        try:
+            await self._probe(subject, stream=True)
+        except (Wrong, OSError) as error:
+            self._without(name, f"{name} streams", error)
+            subject = msgspec.structs.replace(subject, streams=False)
+        self.subjects.append(subject)
+
+    async def _probe(self, subject: Subject, *, stream: bool) -> None:
+        events = await probe(subject.target(stream=stream), text=text_of(TOKENS), tokens=TOKENS)
+        print(f"probe {subject.name} {subject.version}: {f'{events} events' if stream else 'JSON'} ok", file=sys.stderr)
+
+    def _without(self, name: str, what: str, error: Exception) -> None:
+        if name in ("direct", "gateway", OFF):
+            raise error
+        self.unavailable[what] = str(error)[-500:]
+        print(f"without {what}: {error}", file=sys.stderr)
 
     async def _round(self, number: int) -> None:
         shift = number % len(self.subjects)
@@ -137,13 +148,15 @@ class Rounds:
         rates: dict[str, float] = {}
         for case in (*CASES, *(WIDE if self._wish.wide else ())):
             for subject in order:
+                if case.stream and not subject.streams:
+                    continue
                 sample = await self._loaded(case, subject, number)
                 self._note(sample)
                 if case.kind == "json":
                     rates[subject.name] = sample.per_s
         others = [subject for subject in order if subject.name != "direct"]  # whose CPU is the provider's own
         if self._wish.paced:
-            for subject in others:
+            for subject in (each for each in others if each.streams):
                 self._note(await self._paced(subject, number))
         if self._wish.open:
             for subject in others:

@@ -31,6 +31,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     prefix: str = ""  # of its names of models
     headers: dict[str, str] = {}
     version: str = ""
+    streams: bool = True  # False: only its JSON answers are right
 
     def target(self, *, stream: bool, model: str = MODEL, max_tokens: int = 64, body_bytes: int = REQUEST_BYTES) -> Target:
         body = request_body(self.prefix + model, stream, "", max_tokens, body_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bench import micro
 from bench.behaviour import Behaviour
 from bench.chart import bars
 from bench.compare import compare, permutation_p
@@ -69,3 +70,10 @@ async def test_open_loop_tells_errors() -> None:
         report = await open_loop(target, rate_per_s=100, connections=2, seconds=0.1)
     assert report.requests == 0
     assert report.errors >= 2
+
+
+async def test_stages_sum_to_the_whole_and_are_all_there() -> None:
+    stages, whole, missing = await micro.measure("sse", requests=20, runs=1)
+    assert missing == []
+    assert sum(stages.values()) == pytest.approx(whole)
+    assert {"parse", "hold", "journal write", "splice"} <= set(stages)
