@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from bench import micro
+from bench import micro, soak
 from bench.behaviour import Behaviour
+from bench.books import Entry
 from bench.chart import bars
 from bench.compare import compare, permutation_p
 from bench.load import Target
@@ -14,6 +16,7 @@ from bench.provider import Provider
 from bench.rounds import Sample
 from bench.subjects import request_body
 from bench.summary import ratios
+from gateway.domain.generation import Generation
 
 
 def samples(**rates: list[float]) -> list[Sample]:
@@ -77,3 +80,13 @@ async def test_stages_sum_to_the_whole_and_are_all_there() -> None:
     assert missing == []
     assert sum(stages.values()) == pytest.approx(whole)
     assert {"parse", "hold", "journal write", "splice"} <= set(stages)
+
+
+def test_soak_finds_money_that_differs() -> None:
+    entry = Entry(sequence=1, model="m", answer_id="a", stream=False, prompt_tokens=10, completion_tokens=2, started=0.0, finished=1.0)
+    right = Generation(id="gen-1", account_id="u", key_digest="d", created_at_ms=1, model="m", upstream_id="a", charged_nanos=1800)
+    assert soak.differences({"a": entry}, [right]) == []
+    assert "charged twice" in soak.differences({"a": entry}, [right, right])[0]
+    assert "not in the ledger" in soak.differences({"a": entry}, [])[0]
+    assert "does not know" in soak.differences({}, [right])[0]
+    assert "made 1800" in soak.differences({"a": entry}, [msgspec.structs.replace(right, charged_nanos=1801)])[0]
