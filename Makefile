@@ -11,7 +11,8 @@ run: setup ; @.venv/bin/python -m bench.demo
 test: setup ; .venv/bin/python -m pytest
 check: setup ; .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
 fmt: setup ; .venv/bin/ruff check --fix && .venv/bin/ruff format
-bench: setup ; .venv/bin/python -m bench.hotpath
+# Both in less than 20 minutes; nginx and haproxy only where they are installed.
+bench: setup ; .venv/bin/python -m bench.hotpath --open && .venv/bin/python -m bench.peers
 soak: setup ; .venv/bin/python -m pytest -m soak --timeout 3600
 test-node: setup ; .venv/bin/python -m pytest tests/node
 clean: ; rm -rf .venv var/demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -26,13 +26,19 @@ def pin(core: int | None) -> Callable[[], None] | None:
 
 @asynccontextmanager
 async def child(
-    command: Sequence[str | Path], *, core: int | None, log: Path, environ: Mapping[str, str] | None = None
+    command: Sequence[str | Path],
+    *,
+    core: int | None,
+    log: Path,
+    environ: Mapping[str, str] | None = None,
+    stdout_to_log: bool = False,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Runs a process; on leaving it gets SIGTERM, and SIGKILL when it has not ended by END_S_MAX. stderr goes to `log`."""
+    """Runs a process; on leaving it gets SIGTERM, and SIGKILL when it has not ended by END_S_MAX. stderr goes to `log`;
+    stdout too where nobody reads it: a full pipe would stop the child."""
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
             *map(str, command),
-            stdout=asyncio.subprocess.PIPE,
+            stdout=stderr if stdout_to_log else asyncio.subprocess.PIPE,
             stderr=stderr,
             env={**os.environ, **(environ or {})},
             preexec_fn=pin(core),

@@ -16,7 +16,7 @@ import msgspec
 
 from bench.children import child, output_of, ready_url
 
-MODEL = "bench/sage-1"
+PREFIX = "bench/"  # of its models' names; the rest is the provider's
 KEY_VARIABLE = "BENCH_NORTH_API_KEY"
 
 SETTINGS = """\
@@ -47,17 +47,39 @@ base_url = "{url}/v1"
 api_key_env = "{variable}"
 data = {{ trains = false, retains = false, zdr = true }}
 
+"""
+
+ENDPOINT = """\
 [[models]]
-id = "{model}"
-name = "Bench: Sage 1"
+id = "{prefix}{name}"
+name = "Bench: {name}"
 context_length = 131072
 
 [[models.endpoints]]
 provider = "north"
-upstream_model = "sage-1"
+upstream_model = "{name}"
 max_completion_tokens = 65536
 pricing = {{ prompt = "0.0000001", completion = "0.0000004" }}
 """
+MODELS = ("sage-1", "paced-1")
+
+# What settings can turn off: waiting for the disk, and endpoint ranking by cost and speed. Key check, hold, metering, the journal
+# itself, the store, metrics and log lines have no switch.
+SETTINGS_OFF = (
+    SETTINGS.replace('dir = "journal"', 'dir = "journal"\nfsync = "never"')
+    + """
+[routing]
+latency_weight = 0.0
+throughput_weight = 0.0
+exploration_share = 0.0
+"""
+)
+
+
+def catalog_of(upstream_url: str) -> str:
+    """The provider and its two models."""
+    models = [ENDPOINT.format(prefix=PREFIX, name=name) for name in MODELS]
+    return "\n".join([CATALOG.format(url=upstream_url, variable=KEY_VARIABLE), *models])
 
 
 class Account(msgspec.Struct):
@@ -67,11 +89,16 @@ class Account(msgspec.Struct):
 
 
 @asynccontextmanager
-async def gateway(upstream_url: str, *, core: int | None, folder: Path) -> AsyncIterator[tuple[str, int, str]]:
-    """Runs a gateway in front of the provider: its URL, the supervisor's pid, a key. Raises ChildFailed."""
+async def gateway(
+    upstream_url: str, *, core: int | None, folder: Path, settings: str = SETTINGS, catalog: str | None = None
+) -> AsyncIterator[tuple[str, int, str]]:
+    """Runs a gateway in front of the provider: its URL, the supervisor's pid, a key. `catalog`: in place of the bench's two models.
+
+    Raises ChildFailed.
+    """
     config, log = folder / "gateway.toml", folder / "gateway.log"
-    config.write_text(SETTINGS)
-    (folder / "catalog.toml").write_text(CATALOG.format(url=upstream_url, variable=KEY_VARIABLE, model=MODEL))
+    config.write_text(settings)
+    (folder / "catalog.toml").write_text(catalog or catalog_of(upstream_url))
     script = Path(sys.executable).parent / "gateway"
     program: list[str | Path] = [script] if script.exists() else [sys.executable, "-m", "gateway"]
     environ = {KEY_VARIABLE: "bench", "PATH": os.environ.get("PATH", "")}

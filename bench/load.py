@@ -63,6 +63,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms_p50: float
     latency_ms_p99: float
     latency_ms_max: float
+    latency_ms_p90: float | None = None  # these three of bench.load alone
+    latency_ms_p999: float | None = None
+    late_ms_p99: float | None = None  # open loop: how late the loader itself sent what was due
     events: int | None = None  # SSE events, where the tool can see them
 
 
@@ -96,6 +99,8 @@ class Tally:
             latency_ms_p50=percentile(ordered, 0.5) * 1000,
             latency_ms_p99=percentile(ordered, 0.99) * 1000,
             latency_ms_max=percentile(ordered, 1.0) * 1000,
+            latency_ms_p90=percentile(ordered, 0.9) * 1000,
+            latency_ms_p999=percentile(ordered, 0.999) * 1000,
             events=self.events,
         )
 
@@ -119,7 +124,7 @@ class LoadConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
-        self._send()
+        self._next()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.stopped:
@@ -185,6 +190,9 @@ class LoadConnection(asyncio.Protocol):
             self._fail("stream without [DONE]")
             return
         self._tally.latencies_s.append(time.perf_counter() - self._sent_s)
+        self._next()
+
+    def _next(self) -> None:
         self._send()
 
     def _fail(self, what: str) -> None:
@@ -267,17 +275,23 @@ class Paced:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="bench.load", description="Closed-loop load.")
+    parser = argparse.ArgumentParser(prog="bench.load", description="Closed-loop load, or open-loop with --rate.")
     parser.add_argument("--url", required=True)
     parser.add_argument("--body", type=Path, required=True, help="file with the request's JSON")
     parser.add_argument("--stream", action="store_true", help="answers are SSE")
     parser.add_argument("--header", action="append", default=[], metavar="NAME:VALUE")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rate", type=float, default=0.0, help="requests a second, whatever comes back; 0: a closed loop")
     arguments = parser.parse_args()
     headers = {name: value.strip() for name, _, value in (text.partition(":") for text in arguments.header)}
     target = Target(url=arguments.url, body=arguments.body.read_bytes(), stream=arguments.stream, headers=headers)
-    report = uvloop.run(closed_loop(target, connections=arguments.connections, seconds=arguments.seconds))
+    if arguments.rate:
+        from bench.open_loop import open_loop  # it builds on this module
+
+        report = uvloop.run(open_loop(target, rate_per_s=arguments.rate, connections=arguments.connections, seconds=arguments.seconds))
+    else:
+        report = uvloop.run(closed_loop(target, connections=arguments.connections, seconds=arguments.seconds))
     print(msgspec.json.encode(report).decode())
 
 

@@ -193,6 +193,8 @@ class Provider:
         head, close = request.head, request.head.close
         if head.method == "GET" and head.path.endswith("/models"):
             return whole(200, models_body(sorted(self._models), self.name), close=close)
+        if head.method == "GET" and head.path == "/health":  # engines have one, and routers of engines wait for it
+            return whole(200, b"{}", close=close)
         if head.path == "/sim/books" and head.method == "GET":
             return whole(200, self.books.to_json(), close=close)
         if head.path == "/sim/books" and head.method == "DELETE":

@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, cast
@@ -42,6 +43,8 @@ from gateway.routing.budget import RetryBudget
 from gateway.routing.router import Router
 from gateway.settings import Routing, Server, Timeouts, Upstream
 
+USAGE = {"prompt_tokens": 225, "completion_tokens": 20, "total_tokens": 245}
+SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 SECRET = b"sk-or-v1-" + b"a" * 64
 ENDPOINT = Endpoint(
     id="acme/sage-1@north", model_id="acme/sage-1", provider="north", tag="north", upstream_model="sage-1",
@@ -133,6 +136,23 @@ class Replay:
         upstream.pool.keep(self._provider)
         self._provider_wire = provider_wire
         self._request, self._answer = request(kind), answer(kind)
+        self._event = b""
+
+    def begin_events(self) -> None:
+        """A stream that has had its head and first words, and stays open: each `event` from here on is the steady state."""
+        frames = sse_frames()
+        self._caller.data_received(self._request)
+        self._provider.data_received(SSE_HEAD + frames[0] + frames[1])
+        self._event = frames[2]
+        for _ in range(3):
+            self.event()
+
+    def event(self) -> bytes:
+        """One paced event through the open stream; what the caller got."""
+        self._provider.data_received(self._event)
+        got = b"".join(self._caller_wire.written)
+        self._caller_wire.written.clear()
+        return got
 
     def once(self) -> bytes:
         """One request and its answer; what the caller got."""
@@ -155,24 +175,28 @@ def request(kind: str) -> bytes:
 
 
 def answer(kind: str) -> bytes:
-    usage = {"prompt_tokens": 225, "completion_tokens": 20, "total_tokens": 245}
     common = {"id": "chatcmpl-1", "created": 1, "model": "sage-1"}
     if kind == "json":
         choice = {"index": 0, "message": {"role": "assistant", "content": "y" * 200}, "finish_reason": "stop"}
-        data = json.dumps({**common, "object": "chat.completion", "choices": [choice], "usage": usage}, separators=(",", ":")).encode()
+        data = json.dumps({**common, "object": "chat.completion", "choices": [choice], "usage": USAGE}, separators=(",", ":")).encode()
         return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data)
+    return b"%b%b0\r\n\r\n" % (SSE_HEAD, b"".join(sse_frames()))
+
+
+def sse_frames() -> list[bytes]:
+    """The chunks of the answer to a streamed request, one event each."""
+    common = {"id": "chatcmpl-1", "created": 1, "model": "sage-1"}
     events: list[dict[str, object]] = [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
     events += [{"delta": {"content": " word"}, "finish_reason": None}] * 20
     events.append({"delta": {}, "finish_reason": "stop"})
     chunks: list[dict[str, object]] = [{**common, "choices": [{"index": 0, **event}]} for event in events]
-    chunks.append({**common, "choices": [], "usage": usage})
+    chunks.append({**common, "choices": [], "usage": USAGE})
     lines = [b"data: %b\n\n" % json.dumps(each, separators=(",", ":")).encode() for each in chunks]
-    framed = b"".join([b"%x\r\n%b\r\n" % (len(line), line) for line in [*lines, b"data: [DONE]\n\n"]])
-    return b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n%b0\r\n\r\n" % framed
+    return [b"%x\r\n%b\r\n" % (len(line), line) for line in [*lines, b"data: [DONE]\n\n"]]
 
 
-def bytecodes(replay: Replay) -> collections.Counter[CodeType]:
-    """Bytecodes that one request executes, by function."""
+def bytecodes(step: Callable[[], object]) -> collections.Counter[CodeType]:
+    """Bytecodes that one step executes, by function."""
     counted: collections.Counter[CodeType] = collections.Counter()
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
@@ -183,7 +207,7 @@ def bytecodes(replay: Replay) -> collections.Counter[CodeType]:
 
     sys.settrace(trace)
     try:
-        replay.once()
+        step()
     finally:
         sys.settrace(None)
     return counted
@@ -202,7 +226,7 @@ async def main(kind: str) -> None:
                 replay.once()
             seconds.append((time.process_time() - began) / 200)
             await asyncio.sleep(0)
-        counted = bytecodes(replay)
+        counted = bytecodes(replay.once)
     print(f"{kind}: {statistics.median(seconds) * 1e6:.1f} us (best {min(seconds) * 1e6:.1f}), {counted.total():,} bytecodes a request")
     for code, number in counted.most_common(25):
         print(f"{number:6,}  {Path(code.co_filename).name}:{code.co_firstlineno} {code.co_qualname}")

@@ -11,10 +11,11 @@ import pytest
 from bench import wrk
 from bench.behaviour import Behaviour
 from bench.children import cpu_by_process
-from bench.hotpath import Sample, request_body
 from bench.load import Paced, Target, closed_loop
 from bench.probe import Wrong, probe
 from bench.provider import Provider
+from bench.rounds import Sample
+from bench.subjects import request_body
 from bench.summary import table
 
 
