@@ -339,8 +339,10 @@ async def staged(
     environ: Mapping[str, str] | None = None,
     workers: int = 1,
     models: Models | None = None,
+    training: bool = False,
 ) -> AsyncIterator[Stage]:
-    """A ready Stage. `models` come beside the usual ones; `catalog` may change the catalog's text before the start.
+    """A ready Stage. `models` come beside the usual ones; `catalog` may change the catalog's text before the start; `training`:
+    the account lets providers train on its prompts.
 
     Fails when an edge ended or was replaced meanwhile.
     """
@@ -360,7 +362,10 @@ async def staged(
         )
         opened.push_async_callback(asyncio.to_thread, gateway.close)
         await asyncio.to_thread(gateway.start)
-        await asyncio.to_thread(gateway.create_account)
+        account = await asyncio.to_thread(gateway.create_account)
+        if training:
+            allow = ("--account", account["account_id"], "--train-paid", "on", "--train-free", "on")
+            await asyncio.to_thread(gateway.admin, "account", "set", *allow)
         session = await opened.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=30.0))
         )

@@ -58,7 +58,7 @@ def with_more(catalog: str) -> str:
     return "\n".join(parts)
 
 
-stage = stage_of(catalog=with_more)
+stage = stage_of(catalog=with_more, training=True)
 
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 TOO = {"models": ["acme/wished"]}
