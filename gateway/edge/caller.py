@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from gateway.domain.errors import BadRequest, BodyTooLarge, CallerTimeout, GatewayError, HeadersTooLarge, UriTooLong, envelope
 from gateway.edge.deadline import Deadline
 from gateway.edge.door import DRAIN_IDLE_S, Door, Exchange
-from gateway.edge.heads import CHUNKED, HEAD_BYTES_MAX, LINE_BYTES_MAX, HeadReader, RepeatedHead, RequestHead, body_length
+from gateway.edge.heads import CHUNKED, HEAD_BYTES_MAX, LINE_BYTES_MAX, HeadReader, RequestHead, body_length
 from gateway.edge.responses import CONTINUE, LAST_CHUNK, answer_head, chunk, error_headers, stream_head
+from gateway.edge.writes import WriteWatch
 from gateway.settings import Server
 from gateway.wire.framing import Dechunker, FramingError
 
@@ -23,7 +24,6 @@ AHEAD_BYTES_MAX = 65536  # pipelined requests wait here, unread, until the one b
 WRITE_HIGH_BYTES = 65536  # above this the upstream is paused
 LINGER_S = 2.0  # how long a refused caller may go on sending before the connection is cut
 LINGER_SLOW_S = 0.5  # the same for one who was refused for being slow
-NEW_HEADS_MAX = 4  # callers whose heads differ each time are not looked at for repeats any more
 LINGER_BYTES_MAX = 64 << 20  # callers who send a whole body before they read: thrown away unread, it costs time on the wire only
 
 
@@ -32,8 +32,8 @@ class CallerConnection(asyncio.Protocol):
 
     __slots__ = (
         "_ahead", "_between", "_body", "_body_bytes", "_buffer", "_chunked_out", "_dechunker", "_door", "_eof", "_exchange",
-        "_head_only", "_heads", "_http11", "_keep_alive", "_left", "_lingered", "_loop", "_new_heads", "_reading_body", "_repeated",
-        "_scanned", "_settings", "_stall", "_transport", "_unsent", "_write_paused", "deadline", "peer",
+        "_head_only", "_heads", "_http11", "_keep_alive", "_left", "_lingered", "_loop", "_reading_body",
+        "_scanned", "_settings", "_transport", "_writes", "deadline", "peer",
     )  # fmt: skip
 
     def __init__(self, door: Door, settings: Server) -> None:
@@ -42,10 +42,8 @@ class CallerConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._heads = HeadReader(self)
-        self._repeated: RepeatedHead | None = None
-        self._new_heads = 0
         self.deadline = Deadline(self._loop)  # the exchange's while there is one
-        self._stall = Deadline(self._loop)
+        self._writes: WriteWatch | None = None
         self._exchange: Exchange | None = None
         self._buffer = bytearray()  # an incomplete head
         self._scanned = 0  # bytes of it already searched for its end
@@ -62,8 +60,6 @@ class CallerConnection(asyncio.Protocol):
         self._chunked_out = False
         self._lingered = -1  # bytes thrown away while lingering; -1: not lingering
         self._eof = False
-        self._write_paused = False
-        self._unsent = 0
         self.peer = ""
 
     def __repr__(self) -> str:
@@ -79,6 +75,7 @@ class CallerConnection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # uvloop's transports are not subclasses
         assert self._transport is not None
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self._writes = WriteWatch(self._loop, self._transport, self._settings.write_stall_s)
         address = transport.get_extra_info("peername")
         self.peer = str(address[0]) if address else ""
         connection = transport.get_extra_info("socket")
@@ -108,21 +105,22 @@ class CallerConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self.deadline.close()
-        self._stall.close()
+        if self._writes is not None:
+            self._writes.close()
         self._door.on_closed(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.on_caller_gone()
 
     def pause_writing(self) -> None:
-        self._write_paused = True
-        self._watch_writes()
+        assert self._writes is not None
+        self._writes.pause()
         if self._exchange is not None:
             self._exchange.on_caller_slow()
 
     def resume_writing(self) -> None:
-        self._write_paused = False
-        self._stall.clear()
+        assert self._writes is not None
+        self._writes.resume()
         if self._exchange is not None:
             self._exchange.on_caller_ready()
         elif self._lingered < 0 and self._transport is not None and not self._transport.is_closing():
@@ -133,7 +131,7 @@ class CallerConnection(asyncio.Protocol):
     def _on_head_bytes(self, data: bytes) -> None:
         buffer = self._buffer
         if not buffer:
-            if self._repeated is not None and self._on_repeated_head(self._repeated, data):
+            if self._heads.repeated is not None and self._on_repeated_head(data):
                 return
             if data == b"\r\n":
                 return
@@ -163,9 +161,8 @@ class CallerConnection(asyncio.Protocol):
         except GatewayError as error:
             self._refuse(error)
             return
-        if self._left and self._new_heads < NEW_HEADS_MAX:
-            self._new_heads += 1
-            self._repeated = RepeatedHead.of(head, data)
+        if self._left:
+            self._heads.remember(head, data)
         self.deadline.clear()
         self._between = False
         exchange = self._exchange = self._door.open_exchange(self, head)
@@ -184,8 +181,10 @@ class CallerConnection(asyncio.Protocol):
             if "Expect" in head.headers and self._exchange is exchange and not head.http10 and not rest:
                 self._write(CONTINUE)
 
-    def _on_repeated_head(self, repeated: RepeatedHead, data: bytes) -> bool:
-        """Whether `data` begins with the head of an earlier request and its body; then it is taken."""
+    def _on_repeated_head(self, data: bytes) -> bool:
+        """Whether `data` is the head of an earlier request and a whole body; then it is taken."""
+        repeated = self._heads.repeated
+        assert repeated is not None
         length, at = repeated.match(data, self._settings.body_bytes_max)
         if length == 0 or len(data) - at != length:
             return False
@@ -246,7 +245,7 @@ class CallerConnection(asyncio.Protocol):
             self._linger()
         elif ending:
             self.close()
-        elif not self._write_paused:  # who does not read is not asked for more
+        elif self._writes is None or not self._writes.paused:  # who does not read is not asked for more
             self._await_request()
 
     def _await_request(self) -> None:
@@ -330,8 +329,8 @@ class CallerConnection(asyncio.Protocol):
         self._exchange = None
         if self._transport is not None and not self._transport.is_closing():
             self.deadline.clear()
-            if self._transport.get_write_buffer_size():
-                self._watch_writes()
+            if self._writes is not None and self._transport.get_write_buffer_size():
+                self._writes.begin()
             self._transport.close()
 
     def abort(self) -> None:
@@ -349,8 +348,8 @@ class CallerConnection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         transport = self._transport
         if transport is not None and not transport.is_closing():
-            if self._write_paused:
-                self._unsent += len(data)  # what is added says nothing about what the caller takes
+            if self._writes is not None and self._writes.paused:
+                self._writes.add(len(data))
             transport.write(data)
 
     # Refusing and waiting.
@@ -398,18 +397,3 @@ class CallerConnection(asyncio.Protocol):
 
     def _await_until(self, seconds: float, then: Callable[[], None]) -> None:
         self.deadline.set(self._loop.time() + seconds, then)
-
-    def _watch_writes(self) -> None:
-        assert self._transport is not None
-        self._unsent = self._transport.get_write_buffer_size()
-        self._stall.set(self._loop.time() + self._settings.write_stall_s, self._check_writes)
-
-    def _check_writes(self) -> None:
-        """A caller who takes something, however slowly, is slow; one who takes nothing is gone."""
-        if self._transport is None:
-            return
-        unsent = self._transport.get_write_buffer_size()
-        if unsent >= self._unsent:
-            self.abort()
-        elif unsent:
-            self._watch_writes()

@@ -15,11 +15,9 @@ from gateway.domain.errors import (
     CallerGone,
     DeadlineExceeded,
     Draining,
-    Forbidden,
     GatewayError,
     NoEndpointAvailable,
     Overloaded,
-    StoreUnavailable,
     Unauthenticated,
 )
 from gateway.domain.keys import KeyRecord
@@ -31,7 +29,7 @@ from gateway.edge.endings import error_answer, error_end, explained_usage
 from gateway.edge.explanation import Explanation
 from gateway.edge.heads import RequestHead
 from gateway.edge.parts import Parts
-from gateway.edge.presented import presented
+from gateway.edge.presented import presented, refusal_of
 from gateway.edge.relay import StreamAttempt
 from gateway.edge.responses import error_headers
 from gateway.edge.selection import next_of, remaining, select
@@ -126,20 +124,12 @@ class InferenceExchange:
     def _on_key(self, key: KeyRecord | None, unavailable: bool) -> None:
         if self.finished:
             return
-        if unavailable:
-            self._fail(StoreUnavailable("keys cannot be checked now; try again", retry_after_s=1.0))
-        elif key is None:
-            self._fail(Unauthenticated("User not found."))
-        elif key.disabled or (key.expires_at_s is not None and key.expires_at_s <= time.time()):
-            self.key = key
-            self._fail(Unauthenticated("This key is disabled or has expired"))
-        elif key.management:
-            self.key = key
-            self._fail(Forbidden("Management keys cannot be used for inference; create an API key"))
-        else:
-            self.key = key
-            if self._body is not None:
-                self._begin(key, self._body)
+        self.key = key
+        error = refusal_of(key, unavailable)
+        if error is not None:
+            self._fail(error)
+        elif key is not None and self._body is not None:
+            self._begin(key, self._body)
 
     # 2. The body is here: what is asked, and who could answer?
 

@@ -24,6 +24,7 @@ HEAD_BYTES_MAX = 32768
 LINE_BYTES_MAX = 8190
 HEADERS_MAX = 128
 CHUNKED = -1
+NEW_HEADS_MAX = 4
 _LENGTH_DIGITS_MAX = 12
 
 
@@ -82,11 +83,19 @@ class RepeatedHead:
 class HeadReader:
     """Reads the heads of one connection, one by one."""
 
-    __slots__ = ("_parser", "_protocol")
+    __slots__ = ("_parser", "_protocol", "_read", "repeated")
 
     def __init__(self, protocol: asyncio.Protocol) -> None:
         self._protocol = protocol
         self._parser = self._new_parser()
+        self._read = 0  # heads with a body
+        self.repeated: RepeatedHead | None = None  # by which the next head may be known
+
+    def remember(self, head: RequestHead, data: bytes) -> None:
+        """Of a request with a body: the next one may repeat it. Who sends another head each time is not looked at any more."""
+        if self._read < NEW_HEADS_MAX:
+            self._read += 1
+            self.repeated = RepeatedHead.of(head, data)
 
     def read(self, data: bytes) -> RequestHead:
         """The head that `data` is, from its first byte to its empty line. Raises a CallerFault."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
-from gateway.domain.keys import PREFIX, digest, presented_secret
+from gateway.domain.errors import Forbidden, GatewayError, StoreUnavailable, Unauthenticated
+from gateway.domain.keys import PREFIX, KeyRecord, digest, presented_secret
 from gateway.edge.heads import RequestHead
 
 TEXT_CHARS_MAX = 256  # of what callers say about themselves
@@ -41,3 +44,16 @@ def said(text: str | None) -> str:
     if not text.isascii():  # header bytes that are not UTF-8 come surrogate-escaped, which no record can hold
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return text[:TEXT_CHARS_MAX]
+
+
+def refusal_of(key: KeyRecord | None, unavailable: bool) -> GatewayError | None:
+    """Why inference is not for the one who presents this key; None: it is. `unavailable`: nobody could say whose it is."""
+    if unavailable:
+        return StoreUnavailable("keys cannot be checked now; try again", retry_after_s=1.0)
+    if key is None:
+        return Unauthenticated("User not found.")
+    if key.disabled or (key.expires_at_s is not None and key.expires_at_s <= time.time()):
+        return Unauthenticated("This key is disabled or has expired")
+    if key.management:
+        return Forbidden("Management keys cannot be used for inference; create an API key")
+    return None
