@@ -33,7 +33,7 @@ STAGES = {
     "head": ("gateway.edge.heads:HeadReader.read", "gateway.edge.presented:presented"),
     "repeated head": ("gateway.edge.caller:CallerConnection._on_repeated_head",),
     "parse": ("gateway.wire.envelope:parse",),
-    "select": ("gateway.edge.exchange:InferenceExchange._rank",),
+    "select": ("gateway.edge.exchange:select",),
     "hold": ("gateway.edge.admission:worst_nanos", "gateway.edge.admission:Admission.hold_at_once"),
     "request bytes": ("gateway.wire.envelope:Envelope.body_for", "gateway.edge.providers:Upstream.request"),
     "provider call": ("gateway.edge.upstream:Pool.call", "gateway.edge.upstream:Call.complete"),
@@ -47,7 +47,7 @@ STAGES = {
     "record": ("gateway.edge.settlement:_record", "gateway.wire.records:encode"),
     "journal write": ("gateway.edge.journal:Journal.append",),
     "report": ("gateway.edge.report:ExchangeReport.finished",),
-    "log line": ("gateway.log:Log.struct",),
+    "log line": ("gateway.log:Log.structs",),
     "answer bytes": (
         "gateway.edge.caller:CallerConnection.answer",
         "gateway.edge.caller:CallerConnection.stream",

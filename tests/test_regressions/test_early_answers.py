@@ -11,7 +11,7 @@ import pytest
 
 from tests.edge.stage import HELLO, RAW, completion, plain, staged
 
-LARGE = [{"role": "user", "content": "x" * 20_000_000}]  # more than sockets take unread
+LARGE = {"model": RAW, "messages": HELLO, "padding": "x" * 20_000_000}  # more than sockets take unread
 
 
 class Hasty:
@@ -56,7 +56,7 @@ async def test_a_provider_that_answers_before_it_has_read_is_not_asked_on_that_c
         async with staged(tmp_path, catalog=at_hasty) as stage, asyncio.timeout(60.0):
             async with stage.connected() as caller:
                 key = f"Authorization: Bearer {stage.gateway.key}\r\n"
-                status, _, _ = await caller.ask({"model": RAW, "messages": LARGE}, "/api/v1/chat/completions", key)
+                status, _, _ = await caller.ask(LARGE, "/api/v1/chat/completions", key)
                 assert status == 200
             for _ in range(3):
                 assert (await stage.ask(RAW, messages=HELLO)).status == 200
