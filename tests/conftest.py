@@ -264,7 +264,8 @@ class RunningGateway:
             self._heard.notify_all()
 
     def _tail(self) -> str:
-        return "\n".join(["", *(json.dumps(line) for line in self.log[-20:]), *self.noise[-20:]])
+        told = [line for line in self.log if line.get("event") != "exchange"]  # which are many, and tell little
+        return "\n".join(["", *(json.dumps(line) for line in told[-20:]), *self.noise[-20:]])
 
     def _on_stdout(self, line: str) -> None:
         self._stdout.append(line)

@@ -52,7 +52,9 @@ async def know(callers: Callers) -> None:
 
 
 async def rejoined(gateway: RunningGateway, edges: int) -> None:
-    await asyncio.to_thread(gateway.logged, "edge_joined", count=2 * edges)
+    """The second control has them all. What the first one logged last may have died with it."""
+    control = await asyncio.to_thread(gateway.logged, "process_ready", role="control", count=2)
+    await asyncio.to_thread(gateway.logged, "edge_joined", count=edges, pid=control["child"])
 
 
 @again_if_untimely
