@@ -230,19 +230,19 @@ class Bookkeeper:
             start = offsets.get(file.name, 0)
             end, found = start, 0
             if bytes_left > 0 and records_left > 0:
-                piece = self._journals.read(
+                run = self._journals.read(
                     file,
                     start,
                     bytes_max=min(bytes_left, max(SHARE_BYTES_MIN, BATCH_BYTES // len(order))),
                     records_max=min(records_left, max(1, BATCH_RECORDS // len(order))),
                 )
-                end, found = start + piece.consumed, len(piece.records) + len(piece.corrupt)
-                bytes_left -= piece.consumed
+                end, found = start + run.consumed, len(run.records) + len(run.corrupt)
+                bytes_left -= run.consumed
                 records_left -= found
-                if piece.consumed:
-                    reading.slices.append(JournalSlice(file.name, file.incarnation, start, end, piece.records, piece.corrupt))
-                elif piece.torn_bytes:
-                    reading.torn.append((file, piece.torn_bytes, piece.unreadable))
+                if run.consumed:
+                    reading.slices.append(JournalSlice(file.name, file.incarnation, start, end, run.records, run.corrupt))
+                elif file.closed:
+                    reading.torn.append((file, file.size - start, run.unreadable))
                 else:
                     reading.waiting.add(file.incarnation)
             reading.counts[file.name] = self._count(file, end, found)

@@ -13,7 +13,6 @@ import fcntl
 import os
 import re
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -37,16 +36,6 @@ class JournalFile(msgspec.Struct, frozen=True, kw_only=True):
     size: int  # bytes
     closed: bool
     abandoned: bool  # closed because its writer is dead
-
-
-class Piece(msgspec.Struct):
-    """What was read of a file: the records of `consumed` bytes, still encoded, since a store keeps them as they are."""
-
-    records: list[bytes]
-    corrupt: list[bytes]  # whole damaged records, frame included
-    consumed: int
-    unreadable: bool = False  # no record boundary can be found after that
-    torn_bytes: int = 0  # of a closed file: what follows the last record that can be read
 
 
 class Journals:
@@ -80,16 +69,14 @@ class Journals:
                 abandoned=abandoned,
             )
 
-    def read(self, file: JournalFile, start: int, *, bytes_max: int, records_max: int) -> Piece:
+    def read(self, file: JournalFile, start: int, *, bytes_max: int, records_max: int) -> records.Run:
         """Records from byte `start` on; at least one if there is a whole one. Raises OSError."""
         data = self._bytes(file.name, start, min(bytes_max, file.size - start))
-        piece = split(data, records_max)
-        if piece.consumed == 0 and not piece.unreadable and len(data) < file.size - start:
+        run = records.split(data, records_max)
+        if run.consumed == 0 and not run.unreadable and len(data) < file.size - start:
             data = self._bytes(file.name, start, min(records.HEADER.size + records.RECORD_BYTES_MAX, file.size - start))
-            piece = split(data, records_max)
-        if file.closed and piece.consumed == 0:
-            piece.torn_bytes = file.size - start
-        return piece
+            run = records.split(data, records_max)
+        return run
 
     def count(self, file: JournalFile, start: int, *, bytes_max: int) -> tuple[int, int]:
         """How many whole records begin at byte `start`, and where they end; looks at `bytes_max` at most. Raises OSError."""
@@ -124,7 +111,7 @@ class Journals:
             data = (self._folder / _running_beside(file.name)).read_bytes()
         except FileNotFoundError:
             return []
-        return split(data, len(data)).records
+        return records.split(data, len(data)).records
 
     def forget_running(self, file: JournalFile) -> None:
         """Raises OSError."""
@@ -163,27 +150,3 @@ def _running_beside(name: str) -> str:
     match = _NAME.fullmatch(name)
     assert match is not None
     return records.running_name(int(match[1]), match[2])
-
-
-def split(data: bytes, records_max: int) -> Piece:
-    """The whole records at the start of `data`, at most `records_max` of them. Never raises; what they say is not looked at."""
-    whole: list[bytes] = []
-    corrupt: list[bytes] = []
-    header, header_bytes, crc32 = records.HEADER.unpack_from, records.HEADER.size, zlib.crc32
-    at, last, unreadable = 0, len(data) - header_bytes, False
-    while at <= last and len(whole) + len(corrupt) < records_max:
-        length, checksum = header(data, at)
-        if not 0 < length <= records.RECORD_BYTES_MAX:
-            unreadable = True
-            break
-        begin = at + header_bytes
-        end = begin + length
-        if end > len(data):
-            break
-        payload = data[begin:end]
-        if crc32(payload) == checksum:
-            whole.append(payload)
-        else:
-            corrupt.append(data[at:end])
-        at = end
-    return Piece(whole, corrupt, at, unreadable)

@@ -15,13 +15,6 @@ CHUNK_OVERHEAD_BYTES_MAX = 65536
 
 _END = b"0\r\n\r\n"  # the last chunk, without trailers
 _SIZES = {b"%x" % size: size for size in range(1, 4096)}  # of nearly all chunks: looked up in half the time it takes to read them
-
-
-def _agreeing(sizes: list[int | None], lengths: list[int]) -> int:
-    """How many chunks from the first on are as long as they say."""
-    return next(i for i, (size, length) in enumerate(zip(sizes, lengths, strict=False)) if size != length)
-
-
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 
@@ -166,3 +159,8 @@ class Dechunker:
         self._overhead += digits + 4
         if self._overhead > self._payload_bytes + CHUNK_OVERHEAD_BYTES_MAX:
             raise FramingError("framing outweighs data")
+
+
+def _agreeing(sizes: list[int | None], lengths: list[int]) -> int:
+    """How many chunks from the first on are as long as they say."""
+    return next(i for i, (size, length) in enumerate(zip(sizes, lengths, strict=False)) if size != length)

@@ -17,13 +17,12 @@ HEADER = struct.Struct(">II")
 RECORD_BYTES_MAX = 1 << 20
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Generation)
 
 
-class Batch(msgspec.Struct):
+class Run(msgspec.Struct):
     """What a run of journal bytes holds. `consumed` bytes are done with; the rest is incomplete."""
 
-    generations: list[Generation]
+    records: list[bytes]  # still encoded, since a store keeps them as they are
     corrupt: list[bytes]  # whole damaged records, frame included
     consumed: int
     unreadable: bool = False  # no record boundary can be found from `consumed` on
@@ -40,25 +39,25 @@ def encode(generation: Generation) -> bytes:
     return HEADER.pack(len(payload), zlib.crc32(payload)) + payload
 
 
-def decode(data: bytes, records_max: int = RECORD_BYTES_MAX) -> Batch:
-    """The whole records at the start of `data`, at most `records_max` of them. Never raises."""
-    batch = Batch(generations=[], corrupt=[], consumed=0)
-    at = 0
-    while len(data) - at >= HEADER.size and len(batch.generations) + len(batch.corrupt) < records_max:
-        length, checksum = HEADER.unpack_from(data, at)
-        if length == 0 or length > RECORD_BYTES_MAX:
-            batch.unreadable = True
+def split(data: bytes, records_max: int) -> Run:
+    """The whole records at the start of `data`, at most `records_max` of them. Never raises; what they say is not looked at."""
+    whole: list[bytes] = []
+    corrupt: list[bytes] = []
+    header, header_bytes, crc32 = HEADER.unpack_from, HEADER.size, zlib.crc32
+    at, last, unreadable = 0, len(data) - header_bytes, False
+    while at <= last and len(whole) + len(corrupt) < records_max:
+        length, checksum = header(data, at)
+        if not 0 < length <= RECORD_BYTES_MAX:
+            unreadable = True
             break
-        end = at + HEADER.size + length
+        begin = at + header_bytes
+        end = begin + length
         if end > len(data):
             break
-        payload = data[at + HEADER.size : end]
-        try:
-            if zlib.crc32(payload) != checksum:
-                raise msgspec.DecodeError("checksum")
-            batch.generations.append(_decoder.decode(payload))
-        except msgspec.DecodeError:
-            batch.corrupt.append(data[at:end])
+        payload = data[begin:end]
+        if crc32(payload) == checksum:
+            whole.append(payload)
+        else:
+            corrupt.append(data[at:end])
         at = end
-    batch.consumed = at
-    return batch
+    return Run(whole, corrupt, at, unreadable)
