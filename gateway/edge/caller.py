@@ -299,11 +299,7 @@ class CallerConnection(asyncio.Protocol):
 
     def begin_stream(self, status: int, headers: Iterable[tuple[str, str]], content_type: str | None = None, *, length: int = -1) -> None:
         """The head of an answer that comes in pieces; `length` -1: unknown, so HTTP/1.0 callers get it until we close."""
-        self._chunked_out = self._http11 and length < 0
-        if length < 0 and not self._http11:
-            self._keep_alive = False
-        self._keep_alive = self._may_keep_alive()
-        self._write(stream_head(status, headers, content_type, close=not self._keep_alive, chunked=self._chunked_out))
+        self._write(self._stream_head(status, headers, content_type, length))
 
     def stream(self, data: bytes) -> None:
         """A piece of the answer begun. May call back `on_caller_slow`."""
@@ -316,6 +312,19 @@ class CallerConnection(asyncio.Protocol):
         elif data:
             self._write(data)
         self._next_request()
+
+    def answer_stream(self, status: int, data: bytes, headers: Iterable[tuple[str, str]], content_type: str) -> None:
+        """A stream that ends with its first piece: all of it in one write, and on to the next request."""
+        head = self._stream_head(status, headers, content_type, -1)
+        self._write(b"%b%x\r\n%b\r\n%b" % (head, len(data), data, LAST_CHUNK) if self._chunked_out else head + data)
+        self._next_request()
+
+    def _stream_head(self, status: int, headers: Iterable[tuple[str, str]], content_type: str | None, length: int) -> bytes:
+        self._chunked_out = self._http11 and length < 0
+        if length < 0 and not self._http11:
+            self._keep_alive = False
+        self._keep_alive = self._may_keep_alive()
+        return stream_head(status, headers, content_type, close=not self._keep_alive, chunked=self._chunked_out)
 
     def turn_away(self, error: GatewayError) -> None:
         """No room for this connection: an answer if it gets through, and no lingering, for descriptors are what is short."""

@@ -37,7 +37,7 @@ class StreamAttempt(Attempt):
     def __init__(self, exchange: InferenceExchange, choice: Choice, upstream: Upstream) -> None:
         super().__init__(exchange, choice, upstream)
         self._cutter = EventCutter(exchange.parts.upstream.sse_line_bytes_max)
-        self._splicer = Splicer(exchange.generation_id, choice.model.id, upstream.provider.name)
+        self._splicer = Splicer(exchange.generation_id, choice.model.id, upstream.provider.name, choice.shape)
         self._held: list[bytes] = []
 
     def made_tokens(self) -> int:
