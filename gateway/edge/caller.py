@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable
 from gateway.domain.errors import BadRequest, BodyTooLarge, CallerTimeout, GatewayError, HeadersTooLarge, UriTooLong, envelope
 from gateway.edge.deadline import Deadline
 from gateway.edge.door import DRAIN_IDLE_S, Door, Exchange
-from gateway.edge.heads import CHUNKED, HEAD_BYTES_MAX, LINE_BYTES_MAX, HeadReader, RequestHead, body_length
+from gateway.edge.heads import HEAD_BYTES_MAX, LINE_BYTES_MAX, HeadReader, RequestHead, body_length
 from gateway.edge.responses import CONTINUE, LAST_CHUNK, answer_head, chunk, error_headers, stream_head
 from gateway.edge.writes import WriteWatch
 from gateway.settings import Server
-from gateway.wire.framing import Dechunker, FramingError
+from gateway.wire.framing import CHUNKED, Dechunker, FramingError
 
 AHEAD_BYTES_MAX = 65536  # pipelined requests wait here, unread, until the one before is answered
 WRITE_HIGH_BYTES = 65536  # above this the upstream is paused
@@ -185,8 +185,8 @@ class CallerConnection(asyncio.Protocol):
         """Whether `data` is the head of an earlier request and a whole body; then it is taken."""
         repeated = self._heads.repeated
         assert repeated is not None
-        length, at = repeated.match(data, self._settings.body_bytes_max)
-        if length == 0 or len(data) - at != length:
+        length, at = repeated.match(data)
+        if length == 0 or len(data) - at != length or length > self._settings.body_bytes_max:
             return False
         self._between = self._head_only = False
         self.deadline.clear()
