@@ -279,12 +279,11 @@ class InferenceExchange:
 
     def rearm(self) -> None:
         """A phase began whose deadline may be sooner than the one set."""
-        at = self.total_at
-        if self.streaming:
-            at = min(at, self.keepalive_at)
-        attempt = self.attempt
-        if attempt is not None and attempt.phase_at:
-            at = min(at, attempt.phase_at)
+        at, attempt = self.total_at, self.attempt
+        if self.streaming and self.keepalive_at < at:
+            at = self.keepalive_at
+        if attempt is not None and 0 < attempt.phase_at < at:
+            at = attempt.phase_at
         self._deadline.set(at, self._expired)
 
     def _expired(self) -> None:
