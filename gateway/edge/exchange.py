@@ -135,7 +135,20 @@ class InferenceExchange:
     # 2. The body is here: what is asked, and who could answer?
 
     def _begin(self, key: KeyRecord, body: bytes) -> None:
-        clock = time.perf_counter()
+        now, intake = time.perf_counter(), self.parts.intake
+        if intake.has_time(now):
+            self._serve(key, body, now)
+        elif not intake.wait(self, key.account_id, now):
+            self._fail(Overloaded("too many requests of this account wait to be served; try again shortly", retry_after_s=1.0))
+
+    def begin_late(self, waited_s: float) -> None:
+        """Told by the intake, once."""
+        if not self.finished:
+            assert self.key is not None and self._body is not None
+            self.overhead_s += waited_s
+            self._serve(self.key, self._body, time.perf_counter())
+
+    def _serve(self, key: KeyRecord, body: bytes, clock: float) -> None:
         self._body = None
         parts = self.parts
         try:
