@@ -41,7 +41,7 @@ class Intake:
         """Whether a request may begin in this turn; else it is to `wait`."""
         if not self._turn_at:
             self._turn_at = now
-            self._loop.call_soon(self._next_turn)
+            self._loop.call_soon(self.next_turn)
             return True
         return now - self._turn_at < TURN_S and not self._waiting
 
@@ -55,11 +55,12 @@ class Intake:
         queue.append((now, exchange))
         return True
 
-    def _next_turn(self) -> None:
+    def next_turn(self) -> None:
+        """The loop calls this between two looks at its sockets, while there is anything to do."""
         if not self._waiting:
             self._turn_at = 0.0
             return
-        self._loop.call_soon(self._next_turn)  # after the sockets were looked at again
+        self._loop.call_soon(self.next_turn)  # after the sockets were looked at again
         self._turn_at = now = time.perf_counter()
         until = now + TURN_S
         while self._waiting and now < until:
