@@ -159,7 +159,7 @@ def test_a_repeated_key_is_refused_and_only_that(names: list[str], values: list[
 
 @settings(max_examples=150, deadline=None)
 @given(body=st.binary(max_size=60) | st.text(alphabet='{}[]",:\\u0d8 model1eE+-.', max_size=60).map(str.encode))
-def test_noise_is_a_bad_request_and_nothing_worse(body: bytes) -> None:
+def test_inp_12_noise_is_a_bad_request_and_nothing_worse(body: bytes) -> None:
     for kind in ("chat", "text"):
         with contextlib.suppress(BadRequest):
             parse(body, kind)
