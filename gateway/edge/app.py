@@ -229,6 +229,7 @@ class Edge:
     def _watch_lag(self, due: float) -> None:
         now = self._loop.time()
         self._lag.observe(max(0.0, now - due))
+        self._telemetry.fold()
         self._loop.call_later(LAG_S, self._watch_lag, now + LAG_S)
 
 
