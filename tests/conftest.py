@@ -110,6 +110,12 @@ class RunningGateway:
         return self._process.pid
 
     @property
+    def edge(self) -> psutil.Process:
+        """The one edge."""
+        (pid,) = self.health()["edges"]
+        return psutil.Process(pid)
+
+    @property
     def operations_url(self) -> str:
         return f"http://127.0.0.1:{self.logged('operations_listening')['port']}"
 
