@@ -160,7 +160,7 @@ async def test_a_spent_grant_becomes_a_charge(control: ControlProcess, join: Joi
     for _ in range(5):
         edge.spend(account, USD // 5)
         await edge.until_committed()
-    assert time.monotonic() - started_s < 2.5  # as told, and not at five looks of a second each
+    assert time.monotonic() - started_s < 3.5  # as told, and not at five looks of a second each
     assert rows(control.config.parent / "var/gateway.db", f"SELECT nanos FROM balances WHERE book = '{account}'") == [(9 * USD,)]
     assert await verified(control) == {"ok": True, "accounts": 1, "generations": 5, "difference_nanos": 0}
     _, metrics, _ = await control.ask(ADMIN, "GET", "/metrics")
