@@ -82,6 +82,7 @@ async def test_stages_sum_to_the_whole_and_are_all_there() -> None:
     assert missing == []
     assert sum(stages.values()) == pytest.approx(whole)
     assert {"parse", "hold", "journal write", "splice"} <= set(stages)
+    assert "answer rewrite" not in stages  # is of whole answers
 
 
 def test_soak_finds_money_that_differs() -> None:
