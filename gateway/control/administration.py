@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from gateway.control.account_rules import change_rules
 from gateway.control.fees import purchase_fee_nanos
 from gateway.control.passwords import FORM
 from gateway.control.store import Account, Key, LedgerReport, Store
@@ -21,7 +22,6 @@ from gateway.domain.errors import BadRequest
 from gateway.domain.keys import KeyRecord, digest, label, new_secret
 from gateway.domain.money import format_usd, parse_usd
 from gateway.domain.rules import RulesChange
-from gateway.domain.sessions import session_name
 from gateway.settings import Billing
 
 NAME_MAX = 200
@@ -152,11 +152,7 @@ class Administration:
             allowed=_slugs("allow", wish.allow),
             ignored=_slugs("ignore", wish.ignore),
         )
-        rules, keys = await self._store.change_rules(wish.account_id, change)
-        for key in keys:
-            self._on_key_changed(key.digest, key)
-        for session in await self._store.sessions_of(wish.account_id):
-            self._on_key_changed(session_name(session), None)  # to be asked about anew
+        rules = await change_rules(self._store, wish.account_id, change, self._on_key_changed)
         return AccountRulesSet(
             account_id=wish.account_id,
             train_paid=rules.train_paid,

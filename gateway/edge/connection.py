@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from aiohttp.http import HttpProcessingError, HttpResponseParser
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.domain.errors import UpstreamGarbage
 from gateway.wire.framing import CHUNKED, Dechunker, FramingError, SizedHead, content_length
@@ -30,7 +30,8 @@ _UNBOUNDED = -1
 class KnownHeads:
     """The last plain heads of a provider's good answers: under load many begin within the second that their Date names.
 
-    Such an answer has a body and leaves its connection open.
+    Such an answer has a body and leaves its connection open. Its headers are told without the length, so this is not for
+    those who pass headers on.
     """
 
     __slots__ = ("_chunked", "_chunked_headers", "_new", "_sized", "_sized_headers")
@@ -60,8 +61,10 @@ class KnownHeads:
         if "Transfer-Encoding" in headers:
             self._chunked, self._chunked_headers = data, headers
         elif len(lengths := headers.getall("Content-Length", [])) == 1:
+            others = CIMultiDict(headers)
+            del others["Content-Length"]  # the one thing that is another each time
             with contextlib.suppress(FramingError):
-                self._sized, self._sized_headers = SizedHead(data, lengths[0].encode()), headers
+                self._sized, self._sized_headers = SizedHead(data, lengths[0].encode()), CIMultiDictProxy(others)
 
 
 class ProviderConnection(asyncio.Protocol):
@@ -183,7 +186,8 @@ class ProviderConnection(asyncio.Protocol):
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
-        if not call.bodyless and self._on_known_head(data, call):
+        heads = self._pool.heads
+        if heads is not None and not call.bodyless and self._on_known_head(data, call, heads):
             return
         end = data.find(b"\r\n\r\n") + 4
         if end < 4:
@@ -208,15 +212,15 @@ class ProviderConnection(asyncio.Protocol):
         self._frame(status, headers, call.bodyless)
         self._keep_alive = not message.should_close and self._left != _UNBOUNDED
         self._reading_head = False
-        if status == 200 and self._keep_alive and not call.bodyless:
-            self._pool.heads.remember(headers, data[:end])
+        if heads is not None and status == 200 and self._keep_alive and not call.bodyless:
+            heads.remember(headers, data[:end])
         call.listener.on_head(status, headers)
         if self._call is call and (rest or (self._left == 0 and self._dechunker is None)):
             self._on_body_bytes(rest, call)
 
-    def _on_known_head(self, data: bytes, call: Call) -> bool:
+    def _on_known_head(self, data: bytes, call: Call, heads: KnownHeads) -> bool:
         """Whether `data` begins with a head that was read before; then it is taken."""
-        headers, length, at = self._pool.heads.find(data)
+        headers, length, at = heads.find(data)
         if headers is None:
             return False
         self._reading_head, self._keep_alive = False, True

@@ -87,6 +87,7 @@ class Providers:
             resolver=self._resolver,
             tls=self._tls,
             calls_max=self._calls_max,
+            known_heads=True,
             on_connected=opened.add,
         )
         self._pools[key] = pool

@@ -48,7 +48,10 @@ class Origin:
 
 
 class Pool:
-    """Connections to one origin. At most `calls_max` calls at a time; idle connections are kept, newest first."""
+    """Connections to one origin. At most `calls_max` calls at a time; idle connections are kept, newest first.
+
+    `known_heads`: whether heads of answers that come again are known by their bytes; listeners do without Content-Length then.
+    """
 
     def __init__(
         self,
@@ -57,11 +60,12 @@ class Pool:
         resolver: Resolver,
         tls: ssl.SSLContext | None,
         calls_max: int,
+        known_heads: bool = False,
         on_connected: Callable[[], None] = lambda: None,
     ) -> None:
         self.origin = origin
         self.calls = 0
-        self.heads = KnownHeads()
+        self.heads = KnownHeads() if known_heads else None
         self._calls_max = calls_max
         self._resolver = resolver
         self._tls = tls

@@ -53,6 +53,15 @@ async def generation_of(browser: Browser, generation_id: str) -> Any:
     return found[0]
 
 
+async def test_what_the_account_allows_holds_for_its_browsers_within_the_second(browser: Browser) -> None:
+    assert await browser.statuses() == {200}
+    await browser.ask("PATCH", "/privacy", 200, {"ignored_providers": ["north"]})
+    await all_become(browser, 404)
+    allow = ("account", "set", "--account", browser.account_id, "--ignore", "")
+    await asyncio.to_thread(browser.gateway.admin, *allow)
+    await all_become(browser, 200)
+
+
 async def test_a_session_is_served_on_every_edge_and_pays_from_its_account(browser: Browser) -> None:
     assert await browser.statuses() == {200}
     made = await browser.ask("POST", "/keys", 201, {"name": "mine"})

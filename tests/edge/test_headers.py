@@ -174,6 +174,16 @@ class PassageDoor:
     def on_refused(self, error: GatewayError) -> None: ...
 
 
+async def test_inp_10_controls_answers_keep_their_lengths(stage: Stage) -> None:
+    """One after another on a kept connection, each of another length than the one before."""
+    async with stage.connected() as caller:
+        for query in ("", "?q=nothing", "?limit=1", "?limit=2", "", "?q=nothing"):
+            caller.send({}, f"/api/v1/models{query}", method="GET")
+            status, headers, body = await asyncio.wait_for(caller.answer(), 10.0)
+            assert (status, int(headers["content-length"])) == (200, len(body))
+            json.loads(body)
+
+
 async def test_inp_10_control_is_told_the_callers_address_by_the_edge_alone(tmp_path: Path) -> None:
     heads: list[bytes] = []
 

@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
+from gateway.control.account_rules import change_rules
 from gateway.control.api.http import answer
 from gateway.control.api.route import Call, Nothing, Route
 from gateway.control.catalog_source import CatalogSource
@@ -50,7 +51,7 @@ class PrivacyAnswer(msgspec.Struct, frozen=True):
 
 
 class PrivacyApi:
-    """Handlers over the account's rules. `on_key_changed(digest, record)` is called for each key that they apply to."""
+    """Handlers over the account's rules. `on_key_changed(name, record)` is called for each key and session that they apply to."""
 
     def __init__(self, *, store: Store, catalogs: CatalogSource, on_key_changed: Callable[[str, KeyRecord | None], None]) -> None:
         self._store = store
@@ -81,10 +82,7 @@ class PrivacyApi:
             allowed=_named("allowed_providers", body.allowed_providers, catalog),
             ignored=_named("ignored_providers", body.ignored_providers, catalog),
         )
-        rules, keys = await self._store.change_rules(call.caller.account_id, change)
-        for key in keys:
-            self._on_key_changed(key.digest, key)
-        return _told(rules)
+        return _told(await change_rules(self._store, call.caller.account_id, change, self._on_key_changed))
 
 
 def _told(rules: AccountRules) -> web.Response:
