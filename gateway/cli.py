@@ -29,7 +29,7 @@ from gateway.control.store.opening import open_store
 from gateway.domain.errors import GatewayError, OurFault
 from gateway.link.runtime import ADMIN, RuntimeDir
 from gateway.log import Log
-from gateway.settings import ConfigError, Settings, check, load_settings
+from gateway.settings import ConfigError, Settings, check, load_settings, read_catalog
 
 OK, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
 UNDRAINED = 2
@@ -104,7 +104,7 @@ def _create_account(arguments: argparse.Namespace) -> int:
 
 
 def _set_rules(arguments: argparse.Namespace) -> int:
-    given = {name: getattr(arguments, name) for name in ("train_paid", "train_free", "zdr", "allow", "ignore")}
+    given = {name: getattr(arguments, name) for name in ("train_paid", "train_free", "publish_free", "zdr", "allow", "ignore")}
     wish = NewRules(account_id=arguments.account, **{name: value for name, value in given.items() if value is not None})
     return _administer(arguments, Command("POST", "/rules", wish, lambda administration: administration.set_rules(wish)))
 
@@ -160,7 +160,9 @@ async def _on_store(settings: Settings, command: Command) -> bytes:
     store = await open_store(settings)
     try:
         bookkeeper = Bookkeeper(store=store, folder=Path(settings.journal.dir), release=releaser(store), log=Log("cli"))
-        administration = Administration(store=store, drained=bookkeeper.read_all, billing=settings.billing)
+        administration = Administration(
+            store=store, drained=bookkeeper.read_all, billing=settings.billing, catalog=lambda: read_catalog(settings)[0]
+        )
         return msgspec.json.encode(await command.directly(administration))
     finally:
         await store.close()
@@ -253,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     may = "may serve this account"
     rules.add_argument("--train-paid", type=_on_or_off, metavar="on|off", help=f"endpoints that may train on prompts, or do not say, {may}")
     rules.add_argument("--train-free", type=_on_or_off, metavar="on|off", help="the same for free endpoints")
+    rules.add_argument("--publish-free", type=_on_or_off, metavar="on|off", help=f"free endpoints that publish prompts {may}")
     rules.add_argument("--zdr", type=_on_or_off, metavar="on|off", help=f"only endpoints with zero data retention {may}")
     rules.add_argument("--allow", type=_slugs, metavar="SLUG,...", help=f'only these providers {may}; "": all')
     rules.add_argument("--ignore", type=_slugs, metavar="SLUG,...", help=f'none of these providers {may}; "": no such provider')

@@ -65,7 +65,7 @@ class Done:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    return write_config(tmp_path)
+    return write_config(tmp_path, CATALOG.replace('provider = "north"', 'provider = "north"\ntag = "north/fp8"'))
 
 
 @pytest.fixture(params=["stopped", "running"])
@@ -106,18 +106,30 @@ def test_accounts_keys_and_credits(gateway: Path) -> None:
 
 
 def test_account_rules_are_shown_and_changed(gateway: Path) -> None:
+    """`north/fp8` is an endpoint's tag, `north` its provider."""
     account = ("--account", Done(gateway, "account", "create", "--email", "ann@example.com").result["account_id"])
-    shown = {"account_id": account[1], "train_paid": False, "train_free": False, "zdr": False, "allow": [], "ignore": []}
+    shown = {
+        "account_id": account[1],
+        "train_paid": False,
+        "train_free": False,
+        "publish_free": False,
+        "zdr": False,
+        "allow": [],
+        "ignore": [],
+    }
     assert Done(gateway, "account", "set", *account).result == shown
-    shown |= {"train_paid": True, "zdr": True, "allow": ["north", "south/fp8"]}
-    assert Done(gateway, "account", "set", *account, "--train-paid", "on", "--zdr", "on", "--allow", "North, south/fp8,").result == shown
-    shown |= {"train_paid": False, "train_free": True, "allow": [], "ignore": ["west"]}
-    given = ("--train-paid", "off", "--train-free", "on", "--allow", "", "--ignore", "west")
+    shown |= {"train_paid": True, "zdr": True, "allow": ["north", "north/fp8"]}
+    assert Done(gateway, "account", "set", *account, "--train-paid", "on", "--zdr", "on", "--allow", "North, north/fp8,").result == shown
+    shown |= {"train_paid": False, "train_free": True, "publish_free": True, "allow": [], "ignore": ["north"]}
+    given = ("--train-paid", "off", "--train-free", "on", "--publish-free", "on", "--allow", "", "--ignore", "north")
     assert Done(gateway, "account", "set", *account, *given).result == shown
     assert Done(gateway, "account", "set", *account).result == shown
 
     assert "no such account" in Done(gateway, "account", "set", "--account", "user_none", "--zdr", "on").refusal(1)
-    assert "is not a provider's slug" in Done(gateway, "account", "set", *account, "--ignore", "Nor th").refusal(1)
+    for option, wrong in (("--ignore", "nor th"), ("--allow", "south"), ("--allow", "north,north/int4")):
+        refused = Done(gateway, "account", "set", *account, option, wrong).refusal(1)
+        assert refused.startswith(f"{option[2:]}: {wrong.rpartition(',')[2]!r} is not a provider's slug")
+    assert Done(gateway, "account", "set", *account).result == shown
     assert "must be on or off" in Done(gateway, "account", "set", *account, "--zdr", "yes").refusal(2)
 
 

@@ -16,8 +16,10 @@ import msgspec
 from gateway.control.account_rules import change_rules
 from gateway.control.fees import purchase_fee_nanos
 from gateway.control.passwords import FORM
+from gateway.control.provider_slugs import provider_slugs
 from gateway.control.store import Account, Key, LedgerReport, Store
 from gateway.domain import resources
+from gateway.domain.catalog import Catalog
 from gateway.domain.errors import BadRequest
 from gateway.domain.keys import KeyRecord, digest, label, new_secret
 from gateway.domain.money import format_usd, parse_usd
@@ -26,11 +28,9 @@ from gateway.settings import Billing
 
 NAME_MAX = 200
 NOTE_MAX = 500
-SLUGS_MAX = 200
 EMAIL_MAX = 254  # RFC 5321
 
 # Deliberately narrower than what mail allows: no quotes, no blanks, no look-alike letters.
-_SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*(?:/[a-z0-9._-]+)*")
 _EMAIL = re.compile(r"[a-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*")
 
 
@@ -61,6 +61,7 @@ class NewRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     account_id: str
     train_paid: bool | msgspec.UnsetType = msgspec.UNSET
     train_free: bool | msgspec.UnsetType = msgspec.UNSET
+    publish_free: bool | msgspec.UnsetType = msgspec.UNSET
     zdr: bool | msgspec.UnsetType = msgspec.UNSET
     allow: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET  # provider slugs; none: all
     ignore: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
@@ -88,6 +89,7 @@ class AccountRulesSet(msgspec.Struct, frozen=True, kw_only=True):
     account_id: str
     train_paid: bool
     train_free: bool
+    publish_free: bool
     zdr: bool
     allow: tuple[str, ...]
     ignore: tuple[str, ...]
@@ -96,7 +98,7 @@ class AccountRulesSet(msgspec.Struct, frozen=True, kw_only=True):
 class Administration:
     """`on_key_changed(digest, record)` is called after each commit that made or changed a key, `on_funded(resource)` after each
     that may have made more of a leased resource. `drained()` says whether all finished exchanges are in the store. `billing` has
-    the allowance of new accounts and the fee of purchases.
+    the allowance of new accounts and the fee of purchases; `catalog()` is the one in force, whose providers rules may name.
     """
 
     def __init__(
@@ -107,12 +109,14 @@ class Administration:
         on_funded: Callable[[str], None] = lambda resource: None,
         drained: Callable[[], Awaitable[bool]],
         billing: Billing,
+        catalog: Callable[[], Catalog],
     ) -> None:
         self._store = store
         self._billing = billing
         self._on_key_changed = on_key_changed
         self._on_funded = on_funded
         self._drained = drained
+        self._catalog = catalog
 
     async def create_account(self, wish: NewAccount) -> AccountCreated:
         """An account with an inference key, a management key, its first credit and the allowance, all or nothing.
@@ -144,19 +148,24 @@ class Administration:
         return KeyCreated(key=secret, hash=key.digest)
 
     async def set_rules(self, wish: NewRules) -> AccountRulesSet:
-        """What the account allows, from now on and for all its keys. Raises NotFound: no such account."""
+        """What the account allows, from now on and for all its keys.
+
+        Raises NotFound: no such account. BadRequest: no provider of the catalog is named so.
+        """
         change = RulesChange(
             train_paid=wish.train_paid,
             train_free=wish.train_free,
+            publish_free=wish.publish_free,
             zdr=wish.zdr,
-            allowed=_slugs("allow", wish.allow),
-            ignored=_slugs("ignore", wish.ignore),
+            allowed=provider_slugs("allow", wish.allow, self._catalog),
+            ignored=provider_slugs("ignore", wish.ignore, self._catalog),
         )
         rules = await change_rules(self._store, wish.account_id, change, self._on_key_changed)
         return AccountRulesSet(
             account_id=wish.account_id,
             train_paid=rules.train_paid,
             train_free=rules.train_free,
+            publish_free=rules.publish_free,
             zdr=rules.zdr,
             allow=rules.allowed,
             ignore=rules.ignored,
@@ -211,18 +220,6 @@ def _nanos(field: str, text: str) -> int:
     if nanos < 0:
         raise BadRequest(f"{field}: must not be negative")
     return nanos
-
-
-def _slugs(field: str, slugs: tuple[str, ...] | msgspec.UnsetType) -> tuple[str, ...] | msgspec.UnsetType:
-    if isinstance(slugs, msgspec.UnsetType):
-        return msgspec.UNSET
-    found = tuple(dict.fromkeys(slug.strip().lower() for slug in slugs))
-    if len(found) > SLUGS_MAX:
-        raise BadRequest(f"{field}: more than {SLUGS_MAX} providers")
-    for slug in found:
-        if not _SLUG.fullmatch(slug):
-            raise BadRequest(f"{field}: {slug[:100]!r} is not a provider's slug")
-    return found
 
 
 def _number(nanos: int) -> msgspec.Raw:

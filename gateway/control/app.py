@@ -150,6 +150,7 @@ class Control:
             on_funded=link.push_funded,
             drained=bookkeeper.drained,
             billing=self._settings.billing,
+            catalog=lambda: self._catalogs.catalog,
         )
         admin = AdminApi(
             administration=administration, catalogs=self._catalogs, telemetry=telemetry, on_reaped=bookkeeper.reaped, log=self._log

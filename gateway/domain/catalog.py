@@ -15,6 +15,7 @@ class DataPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     trains: bool
     retains: bool
     zdr: bool = False  # zero data retention
+    publishes: bool = False  # prompts may become public
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True):

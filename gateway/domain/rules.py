@@ -10,6 +10,7 @@ class AccountRules(msgspec.Struct, frozen=True, omit_defaults=True):
 
     train_paid: bool = False  # endpoints may train on prompts, or their policy is not known
     train_free: bool = False  # the same for free ones
+    publish_free: bool = False  # free endpoints may publish prompts; others never may
     zdr: bool = False  # only endpoints that retain nothing
     allowed: tuple[str, ...] = ()  # provider slugs, or tags such as "north/fp8"; none: all
     ignored: tuple[str, ...] = ()
@@ -23,6 +24,7 @@ class RulesChange(msgspec.Struct, frozen=True, kw_only=True):
 
     train_paid: bool | msgspec.UnsetType = msgspec.UNSET
     train_free: bool | msgspec.UnsetType = msgspec.UNSET
+    publish_free: bool | msgspec.UnsetType = msgspec.UNSET
     zdr: bool | msgspec.UnsetType = msgspec.UNSET
     allowed: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     ignored: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET

@@ -5,7 +5,7 @@ Filters only remove. The one that leaves nothing is named to the caller; a forbi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -46,6 +46,7 @@ class Traits(NamedTuple):
     trains: bool  # or may
     retains: bool
     zdr: bool
+    publishes: bool
     distillable: bool
     quantization: str
     prompt_max: int
@@ -73,6 +74,7 @@ def traits_of(model: Model, endpoint: Endpoint, provider: Provider) -> Traits:
         trains=data is None or data.trains,
         retains=data is None or data.retains,
         zdr=data is not None and data.zdr,
+        publishes=data is not None and data.publishes,
         distillable=model.distillable,
         quantization=endpoint.quantization or "unknown",
         prompt_max=min(endpoint.context_length, endpoint.max_prompt_tokens or endpoint.context_length),
@@ -104,6 +106,7 @@ _TRAINING = {
     free: Cause(_POLICY.format(kind=f"{'Free' if free else 'Paid'} model training"), "privacy_restricted", "data_policy:training")
     for free in (False, True)
 }
+_PUBLICATION = Cause(_POLICY.format(kind="Free model publication"), "privacy_restricted")
 _ZDR = Cause(_POLICY.format(kind="Zero data retention"), "privacy_restricted", "data_policy:zdr")
 _COLLECTION = Cause(_POLICY.format(kind="Data collection"), "privacy_restricted", "data_policy:training", "provider.data_collection")
 _TOOLS = Cause("No endpoints found that support tool use. Choose a model with `tools` in its supported_parameters.", field="tools")
@@ -132,9 +135,20 @@ def rules_steps(account: AccountRules) -> list[Step]:
         steps.append((lambda traits: traits.free or not traits.trains, _TRAINING[False]))
     if not account.train_free:
         steps.append((lambda traits: not traits.free or not traits.trains, _TRAINING[True]))
+    if account.publish_free:
+        steps.append((lambda traits: traits.free or not traits.publishes, _PUBLICATION))
+    else:
+        steps.append((lambda traits: not traits.publishes, _PUBLICATION))
     if account.zdr:
         steps.append((lambda traits: traits.zdr, _ZDR))
     return steps
+
+
+def allowed_endpoints(model: Model, providers: Mapping[str, Provider], account: AccountRules) -> tuple[Endpoint, ...]:
+    """Those of a model that an account's rules leave, in the model's order; maybe none."""
+    steps = rules_steps(account)
+    traits = [(endpoint, traits_of(model, endpoint, providers[endpoint.provider])) for endpoint in model.endpoints]
+    return tuple(endpoint for endpoint, each in traits if all(keeps(each) for keeps, _ in steps))
 
 
 def wishes_steps(wishes: Wishes, needs: Needs, tiers: Sequence[str] = ()) -> list[Step]:

@@ -86,6 +86,21 @@ async def test_the_catalog_parses(gateway: RunningGateway) -> None:
         assert [(provider.slug, provider.name) for provider in (await openrouter.providers.list_async()).data] == [("north", "North")]
 
 
+async def test_the_models_of_an_account_parse_and_follow_its_rules(gateway: RunningGateway) -> None:
+    account = gateway.create_account("eve@example.com", "2.50")
+    security = operations.ListModelsUserSecurity(bearer=account["key"])
+
+    async def listed() -> list[str]:
+        found = await openrouter.models.list_for_user_async(security=security)
+        assert found is not None
+        return [model.id for model in found.result.data]
+
+    async with client(gateway, account["key"]) as openrouter:
+        before = await listed()
+        await asyncio.to_thread(gateway.admin, "account", "set", "--account", account["account_id"], "--ignore", "north")
+        assert (before, await listed()) == ([MODEL], [])
+
+
 async def test_refusals_become_the_errors_of_the_client(gateway: RunningGateway) -> None:
     async with client(gateway, "sk-or-v1-" + "0" * 64) as openrouter:
         with pytest.raises(errors.UnauthorizedResponseError):

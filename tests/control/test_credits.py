@@ -19,6 +19,7 @@ from gateway.control.expiry import DAY_MS, Expiry
 from gateway.control.fees import purchase_fee_nanos
 from gateway.control.store import Account, CreditChange, Credits, LeaseRow
 from gateway.control.store.sqlite import SqliteStore
+from gateway.domain.catalog import Catalog
 from gateway.domain.errors import BadRequest, Conflict, NotFound
 from gateway.domain.money import AMOUNT_NANOS_MAX, parse_usd
 from gateway.link.runtime import ADMIN
@@ -27,6 +28,8 @@ from gateway.settings import Billing
 from tests.control.books import USD, Books
 from tests.control.journaling import Writer, generation
 from tests.control.process import ControlProcess, write_config
+
+NO_CATALOG = Catalog(revision="", providers={}, models={})
 
 _references = itertools.count(1)
 
@@ -146,7 +149,7 @@ async def _drained() -> bool:
 
 
 async def test_new_accounts_get_the_allowance_and_operators_may_book_the_fee(books: Books) -> None:
-    administration = Administration(store=books.store, drained=_drained, billing=Billing(signup_usd="0.25"))
+    administration = Administration(store=books.store, drained=_drained, billing=Billing(signup_usd="0.25"), catalog=lambda: NO_CATALOG)
     account = (await administration.create_account(NewAccount(email="eve@example.com", usd="2"))).account_id
     assert await books.store.credits(account) == Credits(total_nanos=2 * USD + USD // 4, purchased_nanos=2 * USD)
     assert entries(books, f"signup:{account}") == {account: USD // 4, "gateway:grants": -USD // 4}
@@ -161,7 +164,7 @@ async def test_a_ledger_that_differs_is_told_before_the_journals_have_drained(bo
     async def never() -> bool:
         return False
 
-    administration = Administration(store=books.store, drained=never, billing=Billing())
+    administration = Administration(store=books.store, drained=never, billing=Billing(), catalog=lambda: NO_CATALOG)
     assert (await administration.verify_ledger()).ok is None
     with contextlib.closing(sqlite3.connect(books.database)) as db:
         for nanos, ok in ((5, False), (-5, None)):

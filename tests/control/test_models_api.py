@@ -19,6 +19,7 @@ from gateway.control.catalog_source import CatalogSource
 from gateway.control.store.sqlite import SqliteStore
 from gateway.domain.catalog import Catalog, DataPolicy, Endpoint, Model, Price, PriceOverride, Provider, Reasoning
 from gateway.domain.money import parse_price
+from gateway.domain.rules import NO_RULES, AccountRules
 from gateway.log import Log
 
 Caller = TestClient[web.Request, web.Application]
@@ -92,11 +93,14 @@ async def caller(tmp_path: Path, catalogs: CatalogSource) -> AsyncIterator[Calle
     async def crash(call: Call[Nothing, Nothing]) -> web.Response:
         raise RuntimeError("a secret detail")
 
-    store = await SqliteStore.open(tmp_path / "gateway.db")
+    async def no_rules(account_id: str) -> AccountRules:
+        return NO_RULES
+
     routes = [
-        *ModelsApi(catalogs=catalogs, rules=store.rules).routes(),
+        *ModelsApi(catalogs=catalogs, rules=no_rules).routes(),
         Route(method="GET", path="/crash", access="public", handler=crash, summary="", bases=("",)),
     ]
+    store = await SqliteStore.open(tmp_path / "gateway.db")
     app = public_application(routes, authentication=Authentication(store=store), log=Log("test", fd=-1))
     async with TestClient(TestServer(app)) as caller:
         yield caller

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
+
+import aiohttp
 
 from bench.provider import Provider
 from tests.conftest import MODEL, RunningGateway
@@ -47,7 +50,7 @@ CASES: list[tuple[tuple[str, ...], set[str]]] = [
     (("--allow", "north,west"), {"west"}),
     (("--train-paid", "on", "--ignore", "south"), {"north", "west"}),
 ]
-OFF = {"--train-paid": "off", "--train-free": "off", "--zdr": "off", "--allow": "", "--ignore": ""}
+OFF = {"--train-paid": "off", "--train-free": "off", "--publish-free": "off", "--zdr": "off", "--allow": "", "--ignore": ""}
 
 
 async def test_rules_hold_at_every_edge_at_once_and_for_one_account_alone(tmp_path: Path, provider: Provider) -> None:
@@ -69,3 +72,40 @@ async def test_rules_hold_at_every_edge_at_once_and_for_one_account_alone(tmp_pa
                 assert await answers(line) == {"south", "west"}
     finally:
         await asyncio.to_thread(gateway.close)
+
+
+PATCHES: list[tuple[dict[str, Any], set[str]]] = [
+    ({"enable_paid_model_training": True}, {"north", "south", "west"}),
+    ({"enforce_zdr": True}, {"west"}),
+    ({"enforce_zdr": False, "ignored_providers": ["west"]}, {"north", "south"}),
+    ({"allowed_providers": ["west", "south"]}, {"south"}),
+]
+
+
+async def test_what_an_account_itself_says_holds_at_every_edge_within_a_second(tmp_path: Path, provider: Provider) -> None:
+    gateway = RunningGateway(tmp_path / "gateway", catalog(provider.url), workers=2)
+    await asyncio.to_thread(gateway.start)
+    try:
+        ann = await asyncio.to_thread(gateway.create_account)
+        headers = {"Authorization": f"Bearer {ann['management_key']}"}
+        async with a_line_to_each(gateway, [ann["key"]]) as [lines], aiohttp.ClientSession(headers=headers) as manager:
+            for patch, expected in PATCHES:
+                async with manager.patch(f"{gateway.url}/api/v1/privacy", json=patch) as answer:
+                    assert answer.status == 200, await answer.text()
+                for line in lines.values():
+                    assert await settled(line, expected) == expected, patch
+            async with manager.patch(f"{gateway.url}/api/v1/privacy", json={"ignored_providers": ["wset"]}) as answer:
+                assert answer.status == 400
+                assert "ignored_providers: 'wset'" in (await answer.json())["error"]["message"]
+            for line in lines.values():
+                assert await answers(line) == PATCHES[-1][1]
+    finally:
+        await asyncio.to_thread(gateway.close)
+
+
+async def settled(line: Line, expected: set[str]) -> set[str]:
+    """What may serve, as soon as it is as expected; at the latest a second from now."""
+    until = asyncio.get_running_loop().time() + 1.0
+    while (found := await answers(line)) != expected and asyncio.get_running_loop().time() < until:
+        pass
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.domain.catalog import DataPolicy
 from gateway.domain.errors import NoEndpointMatches
 from gateway.domain.rules import AccountRules
 from gateway.routing.filters import Needs
@@ -72,6 +73,17 @@ def test_free_endpoints_that_train_have_a_toggle_of_their_own() -> None:
     assert at.rank(rules=AccountRules(train_free=True)) == ["north"]
     with pytest.raises(NoEndpointMatches, match=r"\(Free model training\)"):
         at.rank(rules=AccountRules(train_paid=True))
+
+
+def test_no_paid_endpoint_publishes_prompts_and_a_free_one_only_where_the_account_lets_it() -> None:
+    publishes = {"north": DataPolicy(trains=True, retains=True, publishes=True)}
+    free, paid = (Scene(model_of([endpoint("north", usd)]), data=publishes) for usd in (0.0, 1.0))
+    trained = AccountRules(train_paid=True, train_free=True)
+    published = AccountRules(train_paid=True, train_free=True, publish_free=True)
+    assert free.rank(rules=published) == ["north"]
+    for at, rules in ((free, trained), (paid, trained), (paid, published)):
+        with pytest.raises(NoEndpointMatches, match=r"\(Free model publication\)"):
+            at.rank(rules=rules)
 
 
 def test_endpoints_that_declare_no_parameters_are_not_refused() -> None:

@@ -1,7 +1,8 @@
 """The public catalog: /models, /models/count, one model, its endpoints, the providers. Readable without a key.
 
-Rows are rendered once per catalog; a request only picks among them. Filters by what no catalog says (category,
-distillable, benchmarks) are ignored as unknown parameters are, and orders by them leave the catalog's own order.
+Rows are rendered once per catalog, and once per set of rules that accounts have; a request only picks among them. Filters by
+what no catalog says (category, distillable, benchmarks) are ignored as unknown parameters are, and orders by them leave the
+catalog's own order.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ from gateway.domain.catalog import Catalog, Model, Provider
 from gateway.domain.errors import BadRequest, NotFound
 from gateway.domain.money import parse_usd
 from gateway.domain.rules import AccountRules
-from gateway.routing.filters import rules_steps, traits_of
+from gateway.routing.filters import allowed_endpoints
 from gateway.routing.fleet import UNSEEN, Shown
 
 LIMIT_DEFAULT = 500
 DAY_S = 86_400
+RULES_MAX = 32  # sets of rules whose rows are kept
 DYNAMIC_VARIANTS = (":nitro", ":floor", ":exacto", ":online")  # name a way of routing, not a model of their own
 
 
@@ -55,8 +57,8 @@ Keep = Callable[[_Listed], bool]
 
 
 class ModelsApi:
-    """Handlers over the catalog in force. `rules`: of an account, by its id. `now` is unix time; `public_url` is where pages are, ""
-    where nobody knows; `shown` says what is known of an endpoint, by its id.
+    """Handlers over the catalog in force. `rules` are those of an account, by its id; `now` is unix time; `public_url` is where
+    pages are, "" where nobody knows; `shown` says what is known of an endpoint, by its id.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class ModelsApi:
         self._shown = shown
         self._now = now
         self._listed: list[_Listed] = []
+        self._listed_by_rules: dict[AccountRules, list[_Listed]] = {}
         self._listed_of: Catalog | None = None
 
     def routes(self) -> list[Route]:
@@ -115,15 +118,9 @@ class ModelsApi:
         return _page(call, call.query, found)
 
     async def list_models_of_account(self, call: Call[ModelsQuery, Nothing]) -> web.Response:
-        """Those of which the account's rules leave an endpoint."""
-        keeps = [keep for keep, _ in rules_steps(await self._rules(call.caller.account_id))]
-        providers = self._catalogs.catalog.providers
-
-        def is_left(model: Model) -> bool:
-            traits = [traits_of(model, endpoint, providers[endpoint.provider]) for endpoint in model.endpoints]
-            return any(all(keep(each) for keep in keeps) for each in traits)
-
-        return _page(call, call.query, [listed for listed in self._matching(call.query) if is_left(listed.model)])
+        """A model whose every endpoint is against the account's rules is not there; the others at the price of what is left."""
+        rules = await self._rules(call.caller.account_id)
+        return _page(call, call.query, self._matching(call.query, self._rows_within(rules)))
 
     async def list_embedding_models(self, call: Call[ModelsQuery, Nothing]) -> web.Response:
         return _page(call, call.query, self._matching(msgspec.structs.replace(call.query, output_modalities="embeddings")))
@@ -161,9 +158,9 @@ class ModelsApi:
             raise NotFound("Model not found")
         return model
 
-    def _matching(self, query: ModelsQuery) -> list[_Listed]:
+    def _matching(self, query: ModelsQuery, rows: Iterable[_Listed] | None = None) -> list[_Listed]:
         keeps = [*_filters(query), *_age_filters(query, int(self._now())), *_price_filters(query)]
-        found = [listed for listed in self._rows() if all(keep(listed) for keep in keeps)]
+        found = [listed for listed in (self._rows() if rows is None else rows) if all(keep(listed) for keep in keeps)]
         if (order := _ORDERS.get(query.sort)) is not None:
             found.sort(key=order)
         return found
@@ -173,7 +170,20 @@ class ModelsApi:
         if self._listed_of is not catalog:
             self._listed = [_listed(model, catalog.providers) for model in catalog.models.values() if model.endpoints]
             self._listed_of = catalog
+            self._listed_by_rules.clear()
         return self._listed
+
+    def _rows_within(self, rules: AccountRules) -> list[_Listed]:
+        everything = self._rows()
+        found = self._listed_by_rules.get(rules)
+        if found is None:
+            if len(self._listed_by_rules) >= RULES_MAX:
+                self._listed_by_rules.clear()
+            providers = self._catalogs.catalog.providers
+            found = self._listed_by_rules[rules] = [
+                kept for listed in everything if (kept := _within(listed, rules, providers)) is not None
+            ]
+        return found
 
 
 def _listed(model: Model, catalog_providers: Mapping[str, Provider]) -> _Listed:
@@ -188,6 +198,14 @@ def _listed(model: Model, catalog_providers: Mapping[str, Provider]) -> _Listed:
         prompt=price.prompt,
         completion=price.completion,
     )
+
+
+def _within(listed: _Listed, rules: AccountRules, providers: Mapping[str, Provider]) -> _Listed | None:
+    """None: no endpoint of it is left."""
+    endpoints = allowed_endpoints(listed.model, providers, rules)
+    if len(endpoints) == len(listed.model.endpoints):
+        return listed
+    return _listed(msgspec.structs.replace(listed.model, endpoints=endpoints), providers) if endpoints else None
 
 
 _ORDERS: dict[str, Callable[[_Listed], int]] = {

@@ -1,4 +1,8 @@
-"""`/privacy`: what an account allows to be done with its prompts, for all its keys. Also by `gateway account set`."""
+"""`/privacy`: what an account allows to be done with its requests; the same rules as `gateway account set` changes.
+
+The contract has these as settings of its site and as fields of guardrails, but no route of their own: the names are those of
+guardrails. What changes holds for all keys of the account, at every edge, as soon as the edges are told.
+"""
 
 from __future__ import annotations
 
@@ -13,45 +17,42 @@ from gateway.control.account_rules import change_rules
 from gateway.control.api.http import answer
 from gateway.control.api.route import Call, Nothing, Route
 from gateway.control.catalog_source import CatalogSource
+from gateway.control.provider_slugs import SLUGS_MAX, provider_slugs
 from gateway.control.store import Store
-from gateway.domain.catalog import Catalog
-from gateway.domain.errors import BadRequest
 from gateway.domain.keys import KeyRecord
 from gateway.domain.rules import AccountRules, RulesChange
-from gateway.routing.filters import traits_of
 
-PROVIDERS_MAX = 200
-Slugs = Annotated[list[Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=PROVIDERS_MAX)]
+Slugs = Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=SLUGS_MAX)]
 
 
-class PrivacyBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is to change; what is left out stays."""
+class PrivacyRules(msgspec.Struct, frozen=True, kw_only=True):
+    """All rules of an account. A request can only tighten them."""
 
-    train_paid: bool | UnsetType = UNSET
-    train_free: bool | UnsetType = UNSET
-    zdr: bool | UnsetType = UNSET
-    allowed_providers: Slugs | UnsetType = UNSET
-    ignored_providers: Slugs | UnsetType = UNSET
-
-
-class Privacy(msgspec.Struct, frozen=True, kw_only=True):
-    """`train_paid`, `train_free`: whether providers that train on prompts, or do not say, may be used for models that cost something,
-    and for free ones. `zdr`: only providers that retain nothing. Providers are slugs or tags such as `north/fp8`; none allowed: all.
-    """
-
-    train_paid: bool
-    train_free: bool
-    zdr: bool
-    allowed_providers: tuple[str, ...]
+    enable_paid_model_training: bool  # paid endpoints that may train on prompts, or do not say
+    enable_free_model_training: bool
+    enable_free_model_publication: bool  # free endpoints that publish prompts
+    enforce_zdr: bool  # only endpoints that retain nothing
+    allowed_providers: tuple[str, ...]  # none: all
     ignored_providers: tuple[str, ...]
 
 
 class PrivacyAnswer(msgspec.Struct, frozen=True):
-    data: Privacy
+    data: PrivacyRules
+
+
+class PrivacyPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is left out stays. Lists are replaced whole; null is the same as none."""
+
+    enable_paid_model_training: bool | UnsetType = UNSET
+    enable_free_model_training: bool | UnsetType = UNSET
+    enable_free_model_publication: bool | UnsetType = UNSET
+    enforce_zdr: bool | UnsetType = UNSET
+    allowed_providers: Slugs | UnsetType | None = UNSET
+    ignored_providers: Slugs | UnsetType | None = UNSET
 
 
 class PrivacyApi:
-    """Handlers over the account's rules. `on_key_changed(name, record)` is called for each key and session that they apply to."""
+    """Handlers over the rules of the calling account; `on_key_changed(digest, record)` is called for each of its keys and sessions."""
 
     def __init__(self, *, store: Store, catalogs: CatalogSource, on_key_changed: Callable[[str, KeyRecord | None], None]) -> None:
         self._store = store
@@ -62,55 +63,41 @@ class PrivacyApi:
         return [
             Route(
                 method="GET", path="/privacy", access="management", handler=self.get_privacy, answer=PrivacyAnswer,
-                summary="What the account allows to be done with its prompts",
+                summary="What the account allows to be done with its requests",
             ),
             Route(
-                method="PATCH", path="/privacy", access="management", handler=self.update_privacy, body=PrivacyBody,
-                answer=PrivacyAnswer, summary="Change what the account allows, for all its keys and within a second",
+                method="PATCH", path="/privacy", access="management", handler=self.change_privacy, body=PrivacyPatch, answer=PrivacyAnswer,
+                summary="Change what the account allows, for all its keys at once",
             ),
         ]  # fmt: skip
 
     async def get_privacy(self, call: Call[Nothing, Nothing]) -> web.Response:
-        return _told(await self._store.rules(call.caller.account_id))
+        return answer(_answer(await self._store.rules(call.caller.account_id)))
 
-    async def update_privacy(self, call: Call[Nothing, PrivacyBody]) -> web.Response:
-        body, catalog = call.body, self._catalogs.catalog
+    async def change_privacy(self, call: Call[Nothing, PrivacyPatch]) -> web.Response:
+        patch = call.body
         change = RulesChange(
-            train_paid=body.train_paid,
-            train_free=body.train_free,
-            zdr=body.zdr,
-            allowed=_named("allowed_providers", body.allowed_providers, catalog),
-            ignored=_named("ignored_providers", body.ignored_providers, catalog),
+            train_paid=patch.enable_paid_model_training,
+            train_free=patch.enable_free_model_training,
+            publish_free=patch.enable_free_model_publication,
+            zdr=patch.enforce_zdr,
+            allowed=self._slugs("allowed_providers", patch.allowed_providers),
+            ignored=self._slugs("ignored_providers", patch.ignored_providers),
         )
-        return _told(await change_rules(self._store, call.caller.account_id, change, self._on_key_changed))
+        return answer(_answer(await change_rules(self._store, call.caller.account_id, change, self._on_key_changed)))
+
+    def _slugs(self, field: str, slugs: list[str] | UnsetType | None) -> tuple[str, ...] | UnsetType:
+        return provider_slugs(field, () if slugs is None else slugs, lambda: self._catalogs.catalog)
 
 
-def _told(rules: AccountRules) -> web.Response:
-    return answer(
-        PrivacyAnswer(
-            Privacy(
-                train_paid=rules.train_paid,
-                train_free=rules.train_free,
-                zdr=rules.zdr,
-                allowed_providers=rules.allowed,
-                ignored_providers=rules.ignored,
-            )
+def _answer(rules: AccountRules) -> PrivacyAnswer:
+    return PrivacyAnswer(
+        PrivacyRules(
+            enable_paid_model_training=rules.train_paid,
+            enable_free_model_training=rules.train_free,
+            enable_free_model_publication=rules.publish_free,
+            enforce_zdr=rules.zdr,
+            allowed_providers=rules.allowed,
+            ignored_providers=rules.ignored,
         )
     )
-
-
-def _named(field: str, slugs: list[str] | UnsetType, catalog: Catalog) -> tuple[str, ...] | UnsetType:
-    """Raises BadRequest for what names no provider or endpoint: nobody should think a provider ignored whose name was misspelt."""
-    if isinstance(slugs, UnsetType):
-        return UNSET
-    known = {
-        name
-        for model in catalog.models.values()
-        for endpoint in model.endpoints
-        for name in traits_of(model, endpoint, catalog.providers[endpoint.provider]).names
-    } | {name.casefold() for provider in catalog.providers.values() for name in (provider.slug, provider.name)}
-    found = tuple(dict.fromkeys(slug.strip().casefold() for slug in slugs))
-    for at, slug in enumerate(found):
-        if slug not in known:
-            raise BadRequest(f"{field}[{at}]: no provider or endpoint has this name")
-    return found

@@ -69,6 +69,7 @@ def public_routes(
         *ActivityApi(store=store, catalogs=catalogs, now=now).routes(),
         *PrivacyApi(store=store, catalogs=catalogs, on_key_changed=on_key_changed).routes(),
         *GenerationApi(store=store, catalogs=catalogs).routes(),
+        *PrivacyApi(store=store, catalogs=catalogs, on_key_changed=on_key_changed).routes(),
         *ConsentsApi(store=store, on_key_changed=on_key_changed, now=now).routes(),
         *accounts.routes(),
     ]
