@@ -18,5 +18,5 @@ def paid_requests_per_minute(limits: Limits, balance_nanos: int) -> int:
     """To models with a price; by the balance, between the least and the most. 0: no limit."""
     if not limits.has_paid_rate:
         return 0
-    earned = max(0, balance_nanos) * limits.requests_per_minute_per_usd // NANOS_PER_USD
+    earned = -(-max(0, balance_nanos) * limits.requests_per_minute_per_usd // NANOS_PER_USD)  # up: the first cent spent costs no request
     return min(max(earned, limits.requests_per_minute_min), limits.requests_per_minute_max)

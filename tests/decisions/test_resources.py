@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.domain.resources import (
-    CLOCKS_S, LimitReset, account_of, balance, end_s, free_day, free_minute, is_over, is_quota, is_rate, key_limit, paid_minute,
+    CLOCKS_S,
+    LimitReset,
+    account_of,
+    balance,
+    end_s,
+    free_day,
+    free_minute,
+    is_over,
+    is_quota,
+    is_rate,
+    key_limit,
+    paid_minute,
 )  # fmt: skip
 
 MOMENTS = st.datetimes(datetime.datetime(2020, 1, 1), datetime.datetime(2040, 1, 1), timezones=st.just(datetime.UTC))

@@ -60,7 +60,9 @@ class Edge:
         self.now = 1000.0
         self.said: list[Want | Back | Standing | Journaled] = []
         self.book = Book()
-        self.admission = Admission(book=self.book, send=self.said.append, limits=limits, now=lambda: self.now, wall=lambda: MINUTE + self.now - 1000.0)
+        self.admission = Admission(
+            book=self.book, send=self.said.append, limits=limits, now=lambda: self.now, wall=lambda: MINUTE + self.now - 1000.0
+        )
         self.admission.on_welcome()
         self.said.clear()
 

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import openai
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.edge.stage import Answered
@@ -22,6 +24,9 @@ from tests.money.shop import Account, Shop, opened, sim
 
 OFF = {
     "free_requests_per_day": 0, "free_requests_per_minute": 0, "free_requests_per_day_credited": 0, "requests_per_minute_max": 0,
+}  # fmt: skip
+RATES = OFF | {
+    "free_requests_per_minute": 15, "requests_per_minute_per_usd": 60, "requests_per_minute_min": 10, "requests_per_minute_max": 60,
 }  # fmt: skip
 DAY_S, MINUTE_S = 86_400, 60
 
@@ -72,7 +77,12 @@ def leased(shop: Shop) -> list[str]:
 
 @pytest.fixture
 async def four(tmp_path: Path) -> AsyncIterator[Shop]:
-    limits = {"free_requests_per_day": 20, "free_requests_per_day_credited": 30, "free_requests_per_minute": 0, "requests_per_minute_max": 0}
+    limits = {
+        "free_requests_per_day": 20,
+        "free_requests_per_day_credited": 30,
+        "free_requests_per_minute": 0,
+        "requests_per_minute_max": 0,
+    }
     async with opened(tmp_path, settings={"limits": limits}, workers=4) as shop:
         yield shop
 
@@ -123,3 +133,79 @@ async def test_after_the_death_of_edges_and_control_the_quota_lacks_what_was_ser
     answers = await many(four, 40, "acme/free", poor)
     assert statuses(answers) == {200: 11, 429: 29}
     assert await free_used(four, poor) == 20
+
+
+@pytest.fixture
+async def rated(tmp_path: Path) -> AsyncIterator[Shop]:
+    async with opened(tmp_path, settings={"limits": RATES}, workers=4) as shop:
+        yield shop
+
+
+async def test_ovl_10_a_minute_has_its_number_over_all_edges_and_a_client_that_waits_as_told_is_served_in_the_next(rated: Shop) -> None:
+    await within(MINUTE_S, 15)
+    limited = await rated.new_account("limited@example.com", "0.5")
+    assert (await rated.get("key", limited))["rate_limit"]["requests"] == 30
+    answers = await many(rated, 100, "acme/tiny", limited)
+    assert statuses(answers) == {200: 30, 429: 70}
+    require_429(next(each for each in answers if each.status == 429), 30, MINUTE_S, "30 requests per minute.")
+    assert statuses(await many(rated, 20, "acme/tiny")) == {200: 20}  # nobody else is touched by it
+    refused_at, minute = time.monotonic(), time.time() // MINUTE_S
+    client = openai.AsyncOpenAI(api_key=limited.key, base_url=f"{rated.gateway.url}/api/v1", max_retries=1)
+    async with client:
+        told = await client.chat.completions.create(model="acme/tiny", messages=[{"role": "user", "content": "Hello"}], max_tokens=1)
+    assert told.choices and time.time() // MINUTE_S == minute + 1, f"after {time.monotonic() - refused_at} s"
+    answers = await many(rated, 60, "acme/tiny", limited)
+    assert statuses(answers) == {200: 29, 429: 31}
+
+
+async def test_credit_that_comes_raises_the_rate_at_once_up_to_the_most(rated: Shop) -> None:
+    await within(MINUTE_S, 20)
+    limited = await rated.new_account("limited@example.com", "0.01")
+    assert statuses(await many(rated, 40, "acme/tiny", limited)) == {200: 10, 429: 30}
+    await rated.add(limited, "0.49")
+    assert statuses(await many(rated, 40, "acme/tiny", limited)) == {200: 20, 429: 20}
+    await rated.add(limited, "100")
+    answers = await many(rated, 60, "acme/tiny", limited)
+    assert statuses(answers) == {200: 30, 429: 30}
+    require_429(next(each for each in answers if each.status == 429), 60, MINUTE_S, "60 requests per minute.")
+
+
+async def test_free_models_have_a_minute_of_their_own_and_streams_count_like_answers(rated: Shop) -> None:
+    await within(MINUTE_S, 20)
+    other = await rated.new_account("other@example.com", "0.01")
+    assert statuses(await many(rated, 10, "acme/free", other, **sim(status=400))) == {400: 10}
+    answers = await many(rated, 20, "acme/free", other, stream=True) + await many(rated, 20, "acme/free", other)
+    assert statuses(answers) == {200: 15, 429: 25}
+    require_429(next(each for each in answers if each.status == 429), 15, MINUTE_S, "free-models-per-min.")
+    assert statuses(await many(rated, 12, "acme/tiny", other)) == {200: 10, 429: 2}
+
+
+async def test_no_edge_gains_or_loses_by_a_control_that_is_replaced(rated: Shop) -> None:
+    await within(MINUTE_S, 25)
+    limited = await rated.new_account("limited@example.com", "0.5")
+    assert statuses(await many(rated, 12, "acme/tiny", limited)) == {200: 12}
+    os.kill(rated.gateway.health()["control"], signal.SIGKILL)
+    control = await asyncio.to_thread(rated.gateway.logged, "process_ready", role="control", count=2)
+    await asyncio.to_thread(rated.gateway.logged, "edge_joined", pid=control["child"], count=4)
+    assert statuses(await many(rated, 60, "acme/tiny", limited)) == {200: 18, 429: 42}
+
+
+async def test_a_rate_refuses_nobody_while_control_does_not_answer(tmp_path: Path) -> None:
+    """What protects may fail open; what is money ends with its leases."""
+    async with opened(tmp_path, settings={"limits": RATES, "server": {"hang_s": 0}}) as shop:
+        await serve_without_control(shop)
+
+
+async def serve_without_control(rated: Shop) -> None:
+    await within(MINUTE_S, 25)
+    limited = await rated.new_account("limited@example.com", "0.5")
+    assert statuses(await many(rated, 12, "acme/tiny", limited)) == {200: 12}
+    control = psutil.Process(rated.gateway.health()["control"])
+    control.suspend()
+    try:
+        assert statuses(await many(rated, 40, "acme/tiny", limited)) == {200: 40}
+    finally:
+        control.resume()
+    async with asyncio.timeout(10):
+        while (await rated.ask("acme/tiny", account=limited, max_tokens=1)).status == 200:
+            pass
