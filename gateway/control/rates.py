@@ -44,17 +44,15 @@ class RateBook:
 
     async def totals(self, wanted: Iterable[str]) -> dict[str, int]:
         """The limits of these rates. Raises StoreUnavailable."""
-        found = {}
-        balances: dict[str, int] = {}
-        for resource in wanted:
-            if resource.startswith("free-"):
-                total = self._limits.free_requests_per_minute or UNLIMITED
-            else:
-                account = resources.account_of(resource)
-                if account not in balances:
-                    balances[account] = await self._store.balance(account)
-                total = paid_requests_per_minute(self._limits, balances[account]) or UNLIMITED
-            found[resource] = self._totals[resource] = max(total, self._totals.get(resource, 0))
+        wanted = set(wanted)
+        free = {name for name in wanted if name.startswith("free-")}
+        accounts = {name: resources.account_of(name) for name in wanted if name not in free}
+        balances = await self._store.balances(set(accounts.values())) if accounts else {}
+        found = dict.fromkeys(free, self._limits.free_requests_per_minute or UNLIMITED)
+        for name, account in accounts.items():
+            found[name] = paid_requests_per_minute(self._limits, balances.get(account, 0)) or UNLIMITED
+        for name, total in found.items():
+            found[name] = self._totals[name] = max(total, self._totals.get(name, 0))
         return found
 
     async def rows(self, *, resources: Iterable[str], incarnations: Iterable[str]) -> list[LeaseRow]:

@@ -216,6 +216,12 @@ class Admission:
             self._refused.pop(name, None)
             self._sated.pop(name, None)
 
+    def leave(self) -> None:
+        """This edge ends in good order: what is left of its rates goes back, which no death would give."""
+        for resource in filter(resources.is_rate, self._book.standing()):
+            if not resources.is_over(resource, self._wall()) and (unused := self._book.give_back(resource)):
+                self._send(Back(resource=resource, nanos=unused))
+
     def sweep(self) -> None:
         """Once a second: measure demand, let nobody wait for a silent control, and return what lies idle."""
         self._give_up_waiting(self._now() - WAIT_S)

@@ -130,6 +130,7 @@ class Edge:
         self._journal.retry()
         await self._journal.close()
         self._running.close()
+        self._admission.leave()
         await self._link.stop()
         self._pulse.stop()
 

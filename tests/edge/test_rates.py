@@ -214,3 +214,12 @@ def test_without_limits_nothing_is_counted() -> None:
     edge.grant(10**9)
     assert at_once(edge) and at_once(edge, 0) and ask_free(edge).hold is not None
     assert edge.wants() == [] and edge.book.standing() == {BALANCE: 10**9}
+
+
+def test_an_edge_that_leaves_gives_back_what_it_has_of_this_minute_and_the_next(edge: Edge) -> None:
+    edge.ask(100)
+    edge.grant(10, paid())
+    edge.grant(5, paid(1))
+    edge.said.clear()
+    edge.admission.leave()
+    assert edge.said == [Back(paid(), 9), Back(paid(1), 5)]

@@ -190,6 +190,15 @@ async def test_no_edge_gains_or_loses_by_a_control_that_is_replaced(rated: Shop)
     assert statuses(await many(rated, 60, "acme/tiny", limited)) == {200: 18, 429: 42}
 
 
+async def test_edges_that_are_rolled_take_nothing_of_the_minute_with_them(rated: Shop) -> None:
+    await within(MINUTE_S, 25)
+    limited = await rated.new_account("limited@example.com", "0.5")
+    assert statuses(await many(rated, 12, "acme/tiny", limited)) == {200: 12}
+    rated.gateway.signal(signal.SIGUSR2)
+    await asyncio.to_thread(rated.gateway.logged, "process_ended", role="edge", count=4, timeout_s=20.0)
+    assert statuses(await many(rated, 60, "acme/tiny", limited)) == {200: 18, 429: 42}
+
+
 async def test_a_rate_refuses_nobody_while_control_does_not_answer(tmp_path: Path) -> None:
     """What protects may fail open; what is money ends with its leases."""
     async with opened(tmp_path, settings={"limits": RATES, "server": {"hang_s": 0}}) as shop:

@@ -247,6 +247,9 @@ class Store(ManagementStore, Protocol):
     async def balance(self, account_id: str) -> int:
         """Nanos; 0 for an account without entries."""
 
+    async def balances(self, account_ids: Iterable[str]) -> dict[str, int]:
+        """Nanos of each; those without entries are left out."""
+
     async def find_key(self, digest: str) -> Key | None: ...
 
     async def generation(self, generation_id: str) -> Generation | None:

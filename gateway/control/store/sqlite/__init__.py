@@ -173,6 +173,10 @@ class SqliteStore(SqliteManagement):
         rows = await self._read("SELECT nanos FROM balances WHERE book = ?", (account_id,))
         return int(rows[0][0]) if rows else 0
 
+    async def balances(self, account_ids: Iterable[str]) -> dict[str, int]:
+        rows = await self._read("SELECT book, nanos FROM balances WHERE book IN (SELECT value FROM json_each(?))", (listed(account_ids),))
+        return {row[0]: row[1] for row in rows}
+
     async def revenue(self) -> int:
         return await self.balance(REVENUE_BOOK)
 
