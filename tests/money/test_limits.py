@@ -20,12 +20,9 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.edge.stage import Answered
-from tests.money.shop import Account, Shop, opened, sim
+from tests.money.shop import UNLIMITED, Account, Shop, opened, sim
 
-OFF = {
-    "free_requests_per_day": 0, "free_requests_per_minute": 0, "free_requests_per_day_credited": 0, "requests_per_minute_max": 0,
-}  # fmt: skip
-RATES = OFF | {
+RATES = UNLIMITED | {
     "free_requests_per_minute": 15, "requests_per_minute_per_usd": 60, "requests_per_minute_min": 10, "requests_per_minute_max": 60,
 }  # fmt: skip
 DAY_S, MINUTE_S = 86_400, 60
