@@ -38,11 +38,11 @@ from gateway.edge.snapshots import Choice, Keys, choices_of
 from gateway.edge.telemetry import Telemetry
 from gateway.ledger.book import Book
 from gateway.link.client import LinkClient
-from gateway.link.messages import KeyFound
+from gateway.link.messages import Grant, KeyFound, Want
 from gateway.log import Log
 from gateway.routing.budget import RetryBudget
 from gateway.routing.router import Router
-from gateway.settings import Routing, Server, Timeouts, Upstream
+from gateway.settings import Limits, Routing, Server, Timeouts, Upstream
 
 USAGE = {"prompt_tokens": 225, "completion_tokens": 20, "total_tokens": 245}
 SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -101,7 +101,12 @@ class Replay:
         telemetry, log = Telemetry(), Log("replay", os.open(os.devnull, os.O_WRONLY))
         book, routing = Book(), Routing()
         router: Router[Choice] = Router(routing)
-        admission = Admission(book=book, send=lambda message: None, now=loop.time)
+
+        def grant(message: object) -> None:
+            if isinstance(message, Want):
+                admission.on_grant(Grant(message.resource, 10**9))
+
+        admission = Admission(book=book, send=grant, limits=Limits(), now=loop.time)
         admission.on_welcome()
         book.granted("balance:user", 10**15, 0.0)
         self._journal = Journal(

@@ -114,6 +114,8 @@ class Routing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of each account. 0: no such limit."""
+
     free_requests_per_day: Count = 200
     free_requests_per_minute: Count = 20
     free_requests_per_day_credited: Count = 1000
@@ -121,6 +123,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     requests_per_minute_per_usd: Count = 60
     requests_per_minute_min: Count = 60
     requests_per_minute_max: Count = 30_000
+
+    @property
+    def has_paid_rate(self) -> bool:
+        """Whether requests to models with a price are limited by the minute."""
+        return bool(self.requests_per_minute_max and (self.requests_per_minute_per_usd or self.requests_per_minute_min))
+
+    @property
+    def has_free_quota(self) -> bool:
+        """Whether requests to free models are limited by the day, for some accounts at least."""
+        return bool(self.free_requests_per_day or self.free_requests_per_day_credited)
 
 
 class Billing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -29,9 +29,11 @@ from gateway.control.fleet import FleetWatch
 from gateway.control.key_lookup import KeyLookup
 from gateway.control.leases import LeaseDesk
 from gateway.control.prometheus import read_back
+from gateway.control.rates import Desks, RateBook
 from gateway.control.store import RefusalReason, Store
 from gateway.control.store.opening import open_store
 from gateway.control.telemetry import Telemetry
+from gateway.control.windows import forget_windows
 from gateway.domain.catalog import Catalog
 from gateway.domain.errors import StoreUnavailable
 from gateway.domain.money import usd_number
@@ -91,7 +93,10 @@ class Control:
         telemetry.load()
         parts.push_async_callback(telemetry.save)
         await parts.enter_async_context(_running(telemetry.run(), "telemetry"))
-        desk = LeaseDesk(store=store, log=self._log)
+        limits = self._settings.limits
+        desk = LeaseDesk(store=store, log=self._log, limits=limits)
+        rates = LeaseDesk(store=RateBook(store=store, limits=limits), log=self._log)
+        desks = Desks(desk, rates)
 
         fleet = FleetWatch(push=lambda merged: link.push_figures(merged), now=asyncio.get_running_loop().time)
 
@@ -102,7 +107,7 @@ class Control:
         def left(incarnation: str) -> None:
             telemetry.left(incarnation)
             fleet.left(incarnation)
-            desk.left(incarnation)
+            desks.left(incarnation)
             bookkeeper.wake()
 
         lookup = KeyLookup(store=store)
@@ -116,9 +121,9 @@ class Control:
             on_left=left,
             on_report=telemetry.report,
             on_observed=fleet.observed,
-            on_want=desk.want,
-            on_back=desk.back,
-            on_standing=desk.standing,
+            on_want=desks.want,
+            on_back=desks.back,
+            on_standing=desks.standing,
             on_journaled=lambda incarnation: bookkeeper.journaled(incarnation),
             log=self._log,
         )
@@ -126,11 +131,14 @@ class Control:
         await bookkeeper.load()
         self._catalogs.on_catalog = link.push_catalog
         desk.attach(link)
+        rates.attach(link)
         await parts.enter_async_context(_running(desk.run(), "leases"))
+        await parts.enter_async_context(_running(rates.run(), "rates"))
         parts.push_async_callback(_last_look, bookkeeper, self._log)
         await parts.enter_async_context(_running(bookkeeper.run(), "bookkeeper"))
         expiry = Expiry(store=store, days=self._settings.billing.credits_expire_days, log=self._log)
         await parts.enter_async_context(_running(expiry.run(), "expiry"))
+        await parts.enter_async_context(_running(forget_windows(store, self._log), "windows"))
         await parts.enter_async_context(_running(self._watch_fleet(fleet), "fleet"))
         await self._listen(store, link, bookkeeper, telemetry, fleet, parts)
 

@@ -7,6 +7,9 @@ All messages of all edges pass through one queue, many a transaction, in the ord
 An edge forgets the lease of a window that is over once nothing holds it, and gives back what was unused. If that is lost
 with the link, the lease is missing from where the edge stands, which closes it here as well. What was spent of it may be
 booked only later and then exceeds what is left as granted: nobody else gains by it, and the name is not asked for again.
+
+Of a day's free requests what is used is a row of no edge, which the journals' records add to as they settle those of the
+edges: after any death the quota lacks exactly what was served.
 """
 
 from __future__ import annotations
@@ -15,13 +18,17 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from gateway.control.allowances import UNLIMITED, free_requests_per_day
 from gateway.control.store import LeaseBook, LeaseRow, Store
+from gateway.domain import resources
 from gateway.domain.errors import StoreUnavailable
 from gateway.domain.money import AMOUNT_NANOS_MAX
 from gateway.link.messages import Back, Grant, Recall, Standing, Want
 from gateway.log import Log, exception_fields
+from gateway.settings import Limits
 
 QUEUE_MAX = 20_000  # messages over all edges; beyond it a Want is answered "unavailable" and other senders must join anew
 BATCH_MAX = 500  # messages per transaction
@@ -29,6 +36,12 @@ RECALL_S = 0.25  # how long a Want waits for what other edges have unused
 AHEAD = 128  # requests like the one that waits, granted along with it where there is plenty: no demand was measured yet
 RETRY_S_MIN = 0.05
 RETRY_S_MAX = 0.5
+
+
+class Leasing(Protocol):
+    """Where leases are kept: a store, or memory."""
+
+    def leasing(self) -> AbstractAsyncContextManager[LeaseBook]: ...
 
 
 class Door(Protocol):
@@ -142,9 +155,10 @@ class Page:
 class LeaseDesk:
     """Answers the edges' messages; `run()` until cancelled. `attach` the link before the first message."""
 
-    def __init__(self, *, store: Store, log: Log, recall_s: float = RECALL_S) -> None:
+    def __init__(self, *, store: Leasing, log: Log, limits: Limits | None = None, recall_s: float = RECALL_S) -> None:
         self._store = store
         self._log = log
+        self._limits = limits or Limits()
         self._recall_s = recall_s
         self._queue: deque[Item] = deque()
         self._filled = asyncio.Event()
@@ -248,7 +262,10 @@ class LeaseDesk:
         wanted = {item.message.resource for item in batch if isinstance(item.message, Want)}
         named = wanted | {item.message.resource for item in batch if isinstance(item.message, Back)}
         whole = {item.incarnation for item in batch if isinstance(item.message, Standing | Released)}
-        return Page(await book.totals(wanted) if wanted else {}, await book.rows(resources=named, incarnations=whole))
+        totals = await book.totals(wanted) if wanted else {}
+        for resource in filter(resources.is_quota, totals):
+            totals[resource] = free_requests_per_day(self._limits, totals[resource]) or UNLIMITED
+        return Page(totals, await book.rows(resources=named, incarnations=whole))
 
     def _on_want(self, page: Page, item: Item, want: Want, recalling: set[str]) -> Grant | Recall | None:
         """A Recall: to be sent before there is an answer, or being sent. None: nobody waits for an answer."""
@@ -267,7 +284,7 @@ class LeaseDesk:
             return Grant(want.resource, nanos)
         if total >= 0 and not item.last_try and self._unused_elsewhere(page, item, want.resource):
             return Recall(want.resource)
-        return Grant(want.resource, 0, refused=True, free_nanos=free)
+        return Grant(want.resource, 0, refused=True, free_nanos=free, limit=total)
 
     def _unused_elsewhere(self, page: Page, item: Item, resource: str) -> set[str]:
         return set(page.holders(resource)).intersection(self._link.joined_edges) - {item.incarnation}

@@ -42,7 +42,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class Generation(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The durable record of one exchange that reached a provider: what the journal carries and the store keeps.
 
-    Money is in nanos. `settles` names the leased resources that `charged_nanos` was spent from.
+    Money is in nanos. `settles` names the leased resources that `charged_nanos` was spent from, and the quota that it counts against.
     """
 
     id: str
@@ -73,3 +73,8 @@ class Generation(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     external_user: str = ""
     session_id: str = ""
     attempts: tuple[AttemptRecord, ...] = ()
+
+    @property
+    def was_served(self) -> bool:
+        """Whether a provider made something, or said that there is nothing to make: only then it counts against a quota."""
+        return not self.error or (self.usage is not None and self.usage.completion_tokens > 0)

@@ -54,7 +54,7 @@ class Edge:
         self._telemetry = Telemetry()
         self._link = self._make_link(runtime)
         self._keys = Keys(self._link)
-        self._admission = Admission(book=Book(), send=self._link.send, now=loop.time)
+        self._admission = Admission(book=Book(), send=self._link.send, limits=settings.limits, now=loop.time)
         self._journal = self._make_journal()
         self._told_control = False  # that records wait
         self._news = True  # control was told of something other than nothing
@@ -114,6 +114,7 @@ class Edge:
         self._journal.retry()
         await self._journal.close()
         self._running.close()
+        self._admission.leave()
         await self._link.stop()
         self._pulse.stop()
 

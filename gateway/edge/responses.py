@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from http import HTTPStatus
 
-from gateway.domain.errors import GatewayError
+from gateway.domain.errors import GatewayError, RateLimited
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -61,7 +61,8 @@ def chunk(data: bytes) -> bytes:
 
 
 def error_headers(error: GatewayError) -> tuple[tuple[str, str], ...]:
-    """Headers that go with an error: Retry-After in whole seconds, rounded up."""
+    """Headers that go with an error: Retry-After in whole seconds, rounded up, and those of a limit of ours."""
     if error.retry_after_s is None:
         return ()
-    return (("Retry-After", str(max(1, -int(-error.retry_after_s // 1)))),)
+    wait = ("Retry-After", str(max(1, -int(-error.retry_after_s // 1))))
+    return (wait, *error.metadata.get("headers", {}).items()) if isinstance(error, RateLimited) else (wait,)

@@ -22,7 +22,7 @@ from gateway.edge.journal import Journal
 from gateway.edge.presented import TEXT_CHARS_MAX, said
 from gateway.edge.report import ExchangeReport
 from gateway.edge.selection import conversation_of
-from gateway.ledger.book import Hold
+from gateway.ledger.book import FreeHold, Hold
 from gateway.ledger.pricing import cost
 from gateway.log import Log, exception_fields
 from gateway.wire import records
@@ -117,7 +117,10 @@ class Settlement:
         hold = exchange.hold
         assert hold is not None
         exchange.bill = bill = self._bill(exchange, exchange.attempt, exchange.error)
-        record = records.encode(_record(exchange, hold, bill, exchange.error))
+        generation = _record(exchange, hold, bill, exchange.error)
+        record = records.encode(generation)
+        if isinstance(hold, FreeHold):
+            hold.served = generation.was_served
         hold.settle(bill.nanos)
         attempt = exchange.attempt
         if attempt is not None and exchange.error is None and attempt.endpoint.price.input_cache_read is not None:

@@ -1,9 +1,12 @@
 """What this edge may spend: leases, holds on them, and their settlement. In memory, synchronous, integer.
 
-A lease is a resource's running total of what control has granted to this edge (a balance, a key's limit). A hold sets
-a part aside before a provider is called; the end of the exchange settles what it cost, once, or releases it. Totals
-only: `granted` and `spent` never fall except when an unused part is given back, so that after any lost message the two
-sides agree by comparing numbers. All amounts are nanos.
+A lease is a resource's running total of what control has granted to this edge (a balance, a key's limit, a day's free
+requests). A hold sets a part aside before a provider is called; the end of the exchange settles what it cost, once, or
+releases it. Totals only: `granted` and `spent` never fall except when an unused part is given back, so that after any lost message the two
+sides agree by comparing numbers. Amounts are nanos; of quotas and rates they are requests.
+
+A request is counted apart from its credit, in units of its own: a rate's unit is simply spent in the step that holds the
+credit, since no request is ever unmade; a quota's is held as well, for it counts only if a provider made something.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ class LeaseShort(Exception):
 
 
 class Lease:
-    """One resource as this edge may spend it."""
+    """One resource as this edge may spend it: nanos, or requests."""
 
     __slots__ = ("granted", "held", "holds", "spent", "used_at")
 
@@ -68,6 +71,28 @@ class Hold:
         self.settle(0)
 
 
+class FreeHold(Hold):
+    """A hold of no credit at all and of one request of each quota, which is used up only where `served` was set before the end."""
+
+    __slots__ = ("_quotas", "served")
+
+    def __init__(self, resources: tuple[str, ...], leases: tuple[Lease, ...], quotas: tuple[Lease, ...]) -> None:
+        super().__init__(resources, leases, 0)
+        self._quotas = quotas
+        self.served = False
+        for lease in quotas:
+            lease.held += 1
+            lease.holds += 1
+
+    def settle(self, nanos: int) -> None:
+        super().settle(nanos)
+        for lease in self._quotas:
+            lease.held -= 1
+            lease.holds -= 1
+            lease.spent += self.served
+            assert lease.held >= 0
+
+
 class Book:
     """All leases of this edge."""
 
@@ -83,31 +108,47 @@ class Book:
 
     def hold(self, resources: tuple[str, ...], nanos: int, now: float) -> Hold:
         """Set `nanos` aside on all resources, or on none. Raises LeaseShort."""
+        return Hold(resources, self._with(resources, nanos, now), nanos)
+
+    def hold_free(self, resources: tuple[str, ...], quota: str | None, rate: Lease | None, now: float) -> FreeHold:
+        """Set one request aside of a quota and of a rate (None: not limited), for what costs nothing. Raises LeaseShort.
+
+        The record of the request settles the quota; of a rate nothing is recorded.
+        """
+        counted = self._with((quota,), 1, now) if quota is not None else ()
+        leases = self._with(resources, 0, now)
+        return FreeHold(resources if quota is None else (*resources, quota), leases, counted if rate is None else (*counted, rate))
+
+    def _with(self, resources: tuple[str, ...], amount: int, now: float) -> tuple[Lease, ...]:
         leases = []
         for resource in resources:
             lease = self._leases.get(resource)
             if lease is None:
-                raise LeaseShort(resource, nanos)
-            if lease.available < nanos:
-                raise LeaseShort(resource, nanos - lease.available)
+                raise LeaseShort(resource, amount)
+            if lease.available < amount:
+                raise LeaseShort(resource, amount - lease.available)
             leases.append(lease)
         for lease in leases:
             lease.used_at = now
-        return Hold(resources, tuple(leases), nanos)
+        return tuple(leases)
+
+    def open(self, resource: str, now: float) -> Lease:
+        """The lease of a resource, empty where nothing was granted yet."""
+        lease = self._leases.get(resource)
+        if lease is None:
+            lease = self._leases[resource] = Lease()
+            lease.used_at = now
+        return lease
 
     def available(self, resource: str) -> int:
-        """Nanos that may be held now; 0 for a resource never leased."""
+        """What may be held now; 0 for a resource never leased."""
         lease = self._leases.get(resource)
         return lease.available if lease is not None else 0
 
     def granted(self, resource: str, nanos: int, now: float) -> None:
         """Control has granted `nanos` more (0: it said yes to nothing, which suffices for what is free)."""
         assert nanos >= 0
-        lease = self._leases.get(resource)
-        if lease is None:
-            lease = self._leases[resource] = Lease()
-            lease.used_at = now
-        lease.granted += nanos
+        self.open(resource, now).granted += nanos
 
     def give_back(self, resource: str) -> int:
         """Take everything unused off a lease, for control to grant elsewhere; how much."""

@@ -99,7 +99,7 @@ class Standing(msgspec.Struct, frozen=True, tag="standing"):
 
 
 class Want(msgspec.Struct, frozen=True, tag="want"):
-    """Edge -> control: lease me more of this resource. Answered once by Grant. Amounts in nanos."""
+    """Edge -> control: lease me more of this resource. Answered once by Grant. Amounts in nanos, or in requests."""
 
     resource: str
     at_least: int  # what waits for it; 0: a renewal ahead of need, or a look whether what is free may be served
@@ -125,6 +125,7 @@ class Grant(msgspec.Struct, frozen=True, tag="grant"):
     refused: bool = False  # there is less than `at_least`, also after everything unused was recalled
     unavailable: bool = False  # the store did not answer
     free_nanos: int = 0  # with a refusal: what is left of the resource, all leases returned; may be negative
+    limit: int = 0  # with a refusal: what there was before any lease; of a quota or a rate its limit, in requests
 
 
 class Recall(msgspec.Struct, frozen=True, tag="recall"):

@@ -18,7 +18,7 @@ from gateway.control.api.application import public_application
 from gateway.control.api.auth import Authentication
 from gateway.control.api.credits import CreditsApi
 from gateway.control.api.generation import GenerationApi
-from gateway.control.api.key import KeyApi, resets_at
+from gateway.control.api.key import RATE_NOTE, KeyApi, resets_at
 from gateway.control.api.workspace import workspace_of
 from gateway.control.catalog_source import CatalogSource
 from gateway.control.store import Account, JournalSlice, Key
@@ -27,6 +27,7 @@ from gateway.domain.catalog import Catalog, Endpoint, Model, Price, Provider
 from gateway.domain.generation import AttemptRecord, Generation
 from gateway.domain.keys import digest, label, new_secret
 from gateway.domain.money import NANOS_PER_USD
+from gateway.domain.resources import free_day
 from gateway.domain.usage import Usage
 from gateway.log import Log
 from gateway.settings import Limits
@@ -126,6 +127,12 @@ def spent(secret: str, number: int, at: datetime.datetime, usd: float = 0.5, **m
     )  # fmt: skip
 
 
+def counted(generation: Generation) -> Generation:
+    """As an edge settles what is free."""
+    quota = free_day(generation.account_id, generation.created_at_ms / 1000)
+    return msgspec.structs.replace(generation, settles=("balance:user_ada", quota))
+
+
 # Who may ask
 
 
@@ -198,7 +205,7 @@ async def test_a_key_says_what_it_spent_in_each_window_and_what_is_left(reader: 
         "byok_usage": 0, "byok_usage_daily": 0, "byok_usage_weekly": 0, "byok_usage_monthly": 0,
         "is_free_tier": False, "is_management_key": False, "is_provisioning_key": False, "creator_user_id": "user_ada",
         "organization_id": None, "workspace_id": workspace_of("user_ada"), "allowed_data_regions": ["global"], "expires_at": None,
-        "rate_limit": {"requests": -1, "interval": "10s", "note": "This field is deprecated and safe to ignore."},
+        "rate_limit": {"requests": 1350, "interval": "1m", "note": RATE_NOTE},
         "free_model_daily_requests": {"limit": 1000, "used": 0, "remaining": 1000}, "budgets": [budget], "effective_budget": budget,
     }  # fmt: skip
     assert parsed.data.effective_budget is not None
@@ -225,7 +232,8 @@ async def test_a_key_without_a_limit_and_an_account_without_credit(reader: Reade
 async def test_requests_to_free_models_count_per_account_and_day(reader: Reader) -> None:
     free = [spent(secret, number, NOW, 0) for number, secret in enumerate((reader.ada, reader.ada_second, reader.ada))]
     yesterday = spent(reader.ada, 8, NOW - datetime.timedelta(days=1), 0)
-    free = [msgspec.structs.replace(generation, model="acme/tiny:free") for generation in (*free, yesterday)]
+    failed = spent(reader.ada, 7, NOW, 0, error="timeout")  # nothing was made, so it does not count
+    free = [counted(generation) for generation in (*free, yesterday, failed)]
     await reader.journal(*free, spent(reader.ada, 9, NOW))
     for secret in (reader.ada, reader.ada_management):
         quota = (await reader.get("/v1/key", secret))["data"]["free_model_daily_requests"]

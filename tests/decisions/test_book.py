@@ -159,3 +159,37 @@ def test_nothing_may_be_held_where_control_has_said_yes_to_nothing() -> None:
         book.hold((BALANCE,), 0, 0.0)
     book.granted(BALANCE, 0, 0.0)
     book.hold((BALANCE,), 0, 0.0).release()
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_what_is_free_holds_one_of_each_quota_and_uses_it_up_only_if_it_was_served(served: bool) -> None:
+    book = Book()
+    book.granted(BALANCE, 0, 0.0)
+    book.granted("free-day:ann:2026-11-25", 3, 0.0)
+    rate = book.open("free-minute:ann:1", 0.0)
+    rate.granted = 5
+    hold = book.hold_free((BALANCE,), "free-day:ann:2026-11-25", rate, 0.0)
+    day = book.lease("free-day:ann:2026-11-25")
+    assert day is not None and hold.resources == (BALANCE, "free-day:ann:2026-11-25")
+    assert (day.available, rate.available, hold.nanos) == (2, 4, 0)
+    assert book.give_back("free-day:ann:2026-11-25") == 2  # what is held stays
+    hold.served = served
+    hold.settle(0)
+    left = 0 if served else 1
+    assert (day.available, rate.available) == (left, 4 + left)
+    assert (day.holds, rate.holds, day.held, rate.held) == (0, 0, 0, 0)
+
+
+def test_what_is_free_takes_nothing_where_one_of_its_leases_is_short() -> None:
+    book = Book()
+    book.granted("free-day:ann:2026-11-25", 1, 0.0)
+    rate = book.open("free-minute:ann:1", 0.0)
+    rate.granted = 5
+    for balance, quota, short in (
+        (BALANCE, "free-day:ann:2026-11-25", BALANCE),
+        (BALANCE, "free-day:bob:2026-11-25", "free-day:bob:2026-11-25"),
+    ):
+        with pytest.raises(LeaseShort) as caught:
+            book.hold_free((balance,), quota, rate, 0.0)
+        assert caught.value.resource == short
+    assert rate.available == 5 and book.available("free-day:ann:2026-11-25") == 1

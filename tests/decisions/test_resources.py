@@ -8,7 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain.resources import CLOCKS_S, LimitReset, balance, is_over, key_limit
+from gateway.domain.resources import (
+    CLOCKS_S,
+    LimitReset,
+    account_of,
+    balance,
+    end_s,
+    free_day,
+    free_minute,
+    is_over,
+    is_quota,
+    is_rate,
+    key_limit,
+    paid_minute,
+)  # fmt: skip
 
 MOMENTS = st.datetimes(datetime.datetime(2020, 1, 1), datetime.datetime(2040, 1, 1), timezones=st.just(datetime.UTC))
 
@@ -30,3 +43,16 @@ def test_a_first_day_lasts_as_long_as_the_longest_window_that_begins_on_it(first
 @pytest.mark.parametrize("name", [balance("user_ann"), balance("2020-01-01"), key_limit("abc", None, 0.0)])
 def test_what_has_no_window_is_never_over(name: str) -> None:
     assert not is_over(name, 4e9)
+
+
+@given(moment=MOMENTS)
+def test_requests_are_limited_in_windows_that_end_where_the_next_begins(moment: datetime.datetime) -> None:
+    now_s = moment.timestamp()
+    day, minute = free_day("user_ann", now_s), int(now_s // 60)
+    assert is_quota(day) and not is_rate(day) and now_s < end_s(day) <= now_s + 86_400
+    assert free_day("user_ann", end_s(day) - 0.001) == day != free_day("user_ann", end_s(day))
+    assert not is_over(day, end_s(day) + CLOCKS_S - 1) and is_over(day, end_s(day) + CLOCKS_S)
+    for name in (paid_minute("user_ann", minute), free_minute("user_ann", minute)):
+        assert is_rate(name) and not is_quota(name) and account_of(name) == account_of(day) == "user_ann"
+        assert end_s(name) == (minute + 1) * 60 > now_s
+        assert not is_over(name, end_s(name)) and is_over(name, end_s(name) + 60)

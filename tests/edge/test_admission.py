@@ -12,11 +12,13 @@ from gateway.edge.snapshots import Choice, choices_of
 from gateway.ledger.book import Book, Hold
 from gateway.link.messages import Back, Grant, Journaled, Recall, Standing, Want
 from gateway.routing.router import Router
-from gateway.settings import Routing
+from gateway.settings import Limits, Routing
 from gateway.wire.envelope import parse
 
 BALANCE = "balance:user_ann"
 LIMIT = "key:abc:"
+MINUTE = 1_800_000_000  # unix time; a full minute, at which the clock here begins
+UNLIMITED = Limits(free_requests_per_day=0, free_requests_per_minute=0, free_requests_per_day_credited=0, requests_per_minute_max=0)
 KEY = KeyRecord(digest="abc", account_id="user_ann", name="one", label="sk")
 LIMITED = KeyRecord(digest="abc", account_id="user_ann", name="one", label="sk", limit_nanos=10**9)
 
@@ -54,11 +56,13 @@ class Caller:
 class Edge:
     """Admission with its book, a clock, and what it says to control."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = UNLIMITED) -> None:
         self.now = 1000.0
         self.said: list[Want | Back | Standing | Journaled] = []
         self.book = Book()
-        self.admission = Admission(book=self.book, send=self.said.append, now=lambda: self.now)
+        self.admission = Admission(
+            book=self.book, send=self.said.append, limits=limits, now=lambda: self.now, wall=lambda: MINUTE + self.now - 1000.0
+        )
         self.admission.on_welcome()
         self.said.clear()
 

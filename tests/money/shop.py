@@ -43,6 +43,8 @@ FREE = {"prompt": "0", "completion": "0"}
 TIERED = PLAIN | {"overrides": [{"min_prompt_tokens": 100_000, "prompt": "0.000005", "completion": "0.00001"}]}
 TWO: dict[str, Mapping[str, Any]] = {"cheap": PLAIN, "good": {"prompt": "0.000004", "completion": "0.00000533"}}
 
+UNLIMITED = {"free_requests_per_day": 0, "free_requests_per_minute": 0, "free_requests_per_day_credited": 0, "requests_per_minute_max": 0}
+
 # Model -> its endpoints, cheapest first, which is the order in which callers here wish them to be tried.
 MODELS: dict[str, dict[str, Mapping[str, Any]]] = {
     "acme/plain": {"good": PLAIN},
@@ -223,7 +225,9 @@ async def opened(folder: Path, *, settings: Mapping[str, Any] | None = None, wor
         cheap = await stack.enter_async_context(Provider(name="Cheap"))
         good = await stack.enter_async_context(Provider(name="Good"))
         catalog = render({"raw": raw.url, "cheap": f"{cheap.url}/v1", "good": f"{good.url}/v1"})
-        gateway = RunningGateway(folder / "g", catalog, settings={"routing": UNMOVED, **(settings or {})}, workers=workers)
+        gateway = RunningGateway(
+            folder / "g", catalog, settings={"routing": UNMOVED, "limits": UNLIMITED, **(settings or {})}, workers=workers
+        )
         stack.push_async_callback(asyncio.to_thread, gateway.close)
         await asyncio.to_thread(gateway.start)
         session = await stack.enter_async_context(

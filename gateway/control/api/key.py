@@ -12,18 +12,18 @@ from typing import Any
 
 from aiohttp import web
 
+from gateway.control.allowances import free_requests_per_day, paid_requests_per_minute
 from gateway.control.api.http import answer, iso_time
 from gateway.control.api.route import Call, Nothing, Route
 from gateway.control.api.workspace import workspace_of
 from gateway.control.store import Credits, Key, KeyUsage, Store
-from gateway.domain.money import parse_usd, usd_number
+from gateway.domain.money import usd_number
 from gateway.domain.resources import LimitReset, window_start
 from gateway.settings import Limits
 
 Row = dict[str, Any]
 
-# A fossil that clients still require. Source: contract 3.5.
-RATE_LIMIT = {"requests": -1, "interval": "10s", "note": "This field is deprecated and safe to ignore."}
+RATE_NOTE = "Of the account, over all its keys; free models are limited apart."
 
 
 class KeyApi:
@@ -48,10 +48,10 @@ class KeyApi:
         credits = await self._store.credits(key.account_id)
         free_requests = await self._store.free_requests(key.account_id, now_s)
         quota = free_quota(credits, self._limits, free_requests)
-        return answer({"data": key_row(key, usage, credits, quota, now_s)})
+        return answer({"data": key_row(key, usage, credits, quota, rate_limit(credits, self._limits), now_s)})
 
 
-def key_row(key: Key, usage: KeyUsage, credits: Credits, quota: Row, now_s: float) -> Row:
+def key_row(key: Key, usage: KeyUsage, credits: Credits, quota: Row, rate: Row, now_s: float) -> Row:
     """Every key of the contract."""
     budget = _limit_budget(key, usage, now_s)
     return {
@@ -74,7 +74,7 @@ def key_row(key: Key, usage: KeyUsage, credits: Credits, quota: Row, now_s: floa
         "creator_user_id": key.account_id,
         "organization_id": None,
         "workspace_id": workspace_of(key.account_id),
-        "rate_limit": RATE_LIMIT,
+        "rate_limit": rate,
         "expires_at": iso_time(key.expires_at_s * 1000) if key.expires_at_s is not None else None,
         "allowed_data_regions": ["global"],
         "free_model_daily_requests": quota,
@@ -84,10 +84,15 @@ def key_row(key: Key, usage: KeyUsage, credits: Credits, quota: Row, now_s: floa
 
 
 def free_quota(credits: Credits, limits: Limits, used: int) -> Row:
-    """The account's requests to free models of this UTC day: larger once it bought enough credit."""
-    credited = credits.purchased_nanos >= parse_usd(limits.credited_usd)
-    limit = limits.free_requests_per_day_credited if credited else limits.free_requests_per_day
-    return {"limit": limit, "used": used, "remaining": max(0, limit - used)}
+    """The account's requests to free models of this UTC day: larger once it bought enough credit. -1: without limit."""
+    limit = free_requests_per_day(limits, credits.purchased_nanos)
+    return {"limit": limit or -1, "used": used, "remaining": max(0, limit - used) if limit else -1}
+
+
+def rate_limit(credits: Credits, limits: Limits) -> Row:
+    """The account's requests to models with a price, by its balance of now. Source: contract 3.5, where -1 is no limit."""
+    requests = paid_requests_per_minute(limits, credits.total_nanos - credits.used_nanos) or -1
+    return {"requests": requests, "interval": "1m", "note": RATE_NOTE}
 
 
 def _limit_budget(key: Key, usage: KeyUsage, now_s: float) -> Row | None:

@@ -163,8 +163,11 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     refused: Sequence[Refused] = ()
 
 
+NOBODY = ""  # instead of an incarnation: what was used of a quota, by whichever edge
+
+
 class LeaseRow(msgspec.Struct):
-    """What one edge was granted of one resource and what of that is settled, since the edge started. In nanos."""
+    """What one edge was granted of one resource and what of that is settled, since the edge started. In nanos, or in requests."""
 
     resource: str
     incarnation: str
@@ -183,7 +186,8 @@ class LeaseBook(Protocol):
     async def totals(self, resources: Iterable[str]) -> dict[str, int]:
         """What there is of each resource before any lease: a balance, or a key's limit less its use in the window.
 
-        A resource that cannot be leased (unknown, or a key without a limit) is left out.
+        Of a quota: the nanos that its account ever bought, which decide how large it is. A resource that cannot be leased
+        (unknown, or a key without a limit) is left out.
         """
 
     async def rows(self, *, resources: Iterable[str], incarnations: Iterable[str]) -> list[LeaseRow]:
@@ -246,6 +250,9 @@ class Store(ManagementStore, Protocol):
     async def balance(self, account_id: str) -> int:
         """Nanos; 0 for an account without entries."""
 
+    async def balances(self, account_ids: Iterable[str]) -> dict[str, int]:
+        """Nanos of each; those without entries are left out."""
+
     async def find_key(self, digest: str) -> Key | None: ...
 
     async def generation(self, generation_id: str) -> Generation | None:
@@ -258,7 +265,7 @@ class Store(ManagementStore, Protocol):
         """`now_s` is unix time. Zeros for a key that was never used."""
 
     async def free_requests(self, account_id: str, now_s: float) -> int:
-        """How many requests of an account to models named `...:free` a provider served on the UTC day of `now_s` (unix time)."""
+        """How many requests of an account count against its quota for the UTC day of `now_s` (unix time)."""
 
     async def journal_offsets(self) -> dict[str, int]:
         """How many bytes of each journal file are in the store."""
@@ -281,6 +288,9 @@ class Store(ManagementStore, Protocol):
 
     def leasing(self) -> AbstractAsyncContextManager[LeaseBook]:
         """A transaction on the leases: committed when the block ends, rolled back when it raises."""
+
+    async def forget_windows(self, now_s: float) -> int:
+        """Drop the lease rows of windows that are over and of which nothing is out; how many. `now_s` is unix time."""
 
     async def lease_holders(self) -> set[str]:
         """Incarnations of the edges that have lease rows."""

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.control.store import REVENUE_BOOK, JournalSlice, RefusalReason, Refused
+from gateway.domain import resources
 from gateway.domain.money import AMOUNT_NANOS_MAX
 
 OWN_BOOK_NANOS_MAX = 2**63 - 1  # the gateway's own books face all accounts together
@@ -196,7 +197,8 @@ class Posting(msgspec.Struct):
     refused: Sequence[Refused] = ()
     balances: dict[str, int] = {}  # books that change -> their new balance
     used: dict[str, int] = {}  # account -> nanos more
-    settled: dict[tuple[str, str], int] = {}  # (resource, incarnation) -> nanos more
+    settled: dict[tuple[str, str], int] = {}  # (resource, incarnation) -> nanos more, or of a quota requests
+    counted: dict[str, int] = {}  # quota -> requests more
     daily: dict[Daily, Sums] = {}  # more of each
     keys: dict[str, tuple[int, int]] = {}  # digest -> (requests, nanos) more
 
@@ -236,9 +238,13 @@ def _add(result: Posting, group: Group) -> None:
     result.groups.setdefault(account, []).append(group)
     if nanos:
         result.used[account] = result.used.get(account, 0) + nanos
-        for resource in group.settles:
+    for resource in group.settles:
+        is_quota = resources.is_quota(resource)
+        if amount := sums[1] if is_quota else nanos:
             row = (resource, group.incarnation)
-            result.settled[row] = result.settled.get(row, 0) + nanos
+            result.settled[row] = result.settled.get(row, 0) + amount
+            if is_quota:
+                result.counted[resource] = result.counted.get(resource, 0) + amount
     counted, spent = result.keys.get(digest, (0, 0))
     result.keys[digest] = (counted + requests, spent + nanos)
     before = result.daily.get(group.daily)

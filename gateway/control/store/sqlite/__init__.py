@@ -19,6 +19,7 @@ from typing import Any, Self
 import aiosqlite
 
 from gateway.control.store import (
+    NOBODY,
     REVENUE_BOOK,
     Account,
     Applied,
@@ -35,7 +36,7 @@ from gateway.control.store import (
 )
 from gateway.control.store.lock import StoreLock
 from gateway.control.store.migrations import migrate, read_migrations
-from gateway.control.store.sqlite import accounts, credits, generations, ledger
+from gateway.control.store.sqlite import accounts, credits, generations, leases, ledger
 from gateway.control.store.sqlite.database import Connection, connect, cut_log, listed, translated
 from gateway.control.store.sqlite.leases import SqliteLeaseBook
 from gateway.control.store.sqlite.management import SqliteManagement
@@ -176,6 +177,10 @@ class SqliteStore(SqliteManagement):
         rows = await self._read("SELECT nanos FROM balances WHERE book = ?", (account_id,))
         return int(rows[0][0]) if rows else 0
 
+    async def balances(self, account_ids: Iterable[str]) -> dict[str, int]:
+        rows = await self._read("SELECT book, nanos FROM balances WHERE book IN (SELECT value FROM json_each(?))", (listed(account_ids),))
+        return {row[0]: row[1] for row in rows}
+
     async def revenue(self) -> int:
         return await self.balance(REVENUE_BOOK)
 
@@ -206,7 +211,7 @@ class SqliteStore(SqliteManagement):
 
     async def free_requests(self, account_id: str, now_s: float) -> int:
         with self._reading() as db:
-            return await generations.free_requests_of(db, account_id, now_s)
+            return await leases.free_requests_of(db, account_id, now_s)
 
     async def journal_offsets(self) -> dict[str, int]:
         return {row[0]: row[1] for row in await self._read("SELECT file, committed_bytes FROM journal_offsets", ())}
@@ -236,8 +241,12 @@ class SqliteStore(SqliteManagement):
         async with self._transaction() as db:
             yield SqliteLeaseBook(db)
 
+    async def forget_windows(self, now_s: float) -> int:
+        async with self._transaction() as db:
+            return await leases.forget_windows(db, now_s)
+
     async def lease_holders(self) -> set[str]:
-        return {row[0] for row in await self._read("SELECT DISTINCT incarnation FROM leases", ())}
+        return {row[0] for row in await self._read("SELECT DISTINCT incarnation FROM leases WHERE incarnation <> ?", (NOBODY,))}
 
     def _wal_bytes(self) -> int:
         try:

@@ -14,7 +14,7 @@ from itertools import chain, count
 import aiosqlite
 import msgspec
 
-from gateway.control.store import REVENUE_BOOK, Applied, JournalSlice, KeyUsage, RefusalReason, Refused
+from gateway.control.store import NOBODY, REVENUE_BOOK, Applied, JournalSlice, KeyUsage, RefusalReason, Refused
 from gateway.control.store.posting import Batch, OutOfRange, Posting, ids_of, posting
 from gateway.control.store.sqlite.database import listed, row_of
 from gateway.control.store.sqlite.ledger import ENTRY_BITS, INSERT_ENTRY, ROWS_PER_ENTRY, SET_BALANCE
@@ -145,6 +145,7 @@ def _post(db: sqlite3.Connection, batch: Batch) -> Applied:
         db.executemany(SET_BALANCE, list(result.balances.items()))
         db.executemany(_ADD_USED, list(result.used.items()))
         db.executemany(_ADD_SETTLED, [(*row, nanos) for row, nanos in result.settled.items()])
+        db.executemany(_ADD_COUNTED, [(resource, NOBODY, requests) for resource, requests in result.counted.items()])
         db.executemany(_ADD_TOTALS, [(digest, *sums) for digest, sums in result.keys.items()])
         db.executemany(_ADD_DAILY, [(*name, *sums) for name, sums in result.daily.items()])
     _write_refused(db, result.refused)
@@ -200,6 +201,10 @@ _ADD_SETTLED = """
 INSERT INTO leases (resource, incarnation, granted_nanos, settled_nanos) VALUES (?, ?, 0, ?)
 ON CONFLICT (resource, incarnation) DO UPDATE SET settled_nanos = settled_nanos + excluded.settled_nanos
 """
+_ADD_COUNTED = """
+INSERT INTO leases (resource, incarnation, granted_nanos, settled_nanos) VALUES (?, ?, ?, 0)
+ON CONFLICT (resource, incarnation) DO UPDATE SET granted_nanos = granted_nanos + excluded.granted_nanos
+"""
 _ADD_TOTALS = """
 INSERT INTO key_totals (key_digest, requests, nanos) VALUES (?, ?, ?)
 ON CONFLICT (key_digest) DO UPDATE SET requests = requests + excluded.requests, nanos = nanos + excluded.nanos
@@ -217,15 +222,6 @@ ON CONFLICT (account_id, day, key_digest, model, endpoint_id, provider) DO UPDAT
 async def generation_of(db: aiosqlite.Connection, generation_id: str) -> Generation | None:
     row = await row_of(db, "SELECT record FROM generations WHERE id = ?", (generation_id,))
     return _decoder.decode(row[0]) if row else None
-
-
-async def free_requests_of(db: aiosqlite.Connection, account_id: str, now_s: float) -> int:
-    row = await row_of(db, _FREE_REQUESTS, (account_id, window_start("daily", now_s)))
-    assert row is not None
-    return int(row[0])
-
-
-_FREE_REQUESTS = "SELECT COALESCE(SUM(served), 0) FROM usage_daily WHERE account_id = ? AND day = ? AND model LIKE '%:free'"
 
 
 async def key_usage_of(db: aiosqlite.Connection, digest: str, now_s: float) -> KeyUsage:

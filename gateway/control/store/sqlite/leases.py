@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import aiosqlite
 
-from gateway.control.store import LeaseRow
-from gateway.control.store.sqlite.database import listed
+from gateway.control.store import NOBODY, LeaseRow
+from gateway.control.store.sqlite.database import listed, row_of
+from gateway.domain import resources
 
 
 class SqliteLeaseBook:
@@ -16,11 +17,17 @@ class SqliteLeaseBook:
     def __init__(self, db: aiosqlite.Connection) -> None:
         self._db = db
 
-    async def totals(self, resources: Iterable[str]) -> dict[str, int]:
-        wanted = list(resources)
+    async def totals(self, wanted: Iterable[str]) -> dict[str, int]:
+        wanted = list(wanted)
         accounts = {name.removeprefix("balance:"): name for name in wanted if name.startswith("balance:")}
         keys = [name for name in wanted if name.startswith("key:")]
+        quotas: dict[str, list[str]] = {}
+        for name in filter(resources.is_quota, wanted):
+            quotas.setdefault(resources.account_of(name), []).append(name)
         found = {accounts[row[0]]: row[1] for row in await self._db.execute_fetchall(_ACCOUNTS, (listed(accounts),))}
+        if quotas:
+            bought = await self._db.execute_fetchall(_BOUGHT, (listed(quotas),))
+            found.update((name, row[1]) for row in bought for name in quotas[row[0]])
         if keys:
             found.update((row[0], row[1]) for row in await self._db.execute_fetchall(_LIMITS, (listed(keys),)))
         return found
@@ -38,6 +45,10 @@ class SqliteLeaseBook:
 
 _ACCOUNTS = """
 SELECT a.id, COALESCE(b.nanos, 0) FROM accounts a LEFT JOIN balances b ON b.book = a.id
+WHERE a.id IN (SELECT value FROM json_each(?))
+"""
+_BOUGHT = """
+SELECT a.id, COALESCE(c.purchased_nanos, 0) FROM accounts a LEFT JOIN credits c ON c.account_id = a.id
 WHERE a.id IN (SELECT value FROM json_each(?))
 """
 # `key:<digest>:<first day of the window>`: a digest is 64 characters, no day means all time.
@@ -58,4 +69,30 @@ SELECT resource, incarnation, granted_nanos, settled_nanos FROM leases WHERE inc
 _WRITE = """
 INSERT INTO leases (resource, incarnation, granted_nanos, settled_nanos) VALUES (?, ?, ?, 0)
 ON CONFLICT (resource, incarnation) DO UPDATE SET granted_nanos = excluded.granted_nanos
+"""
+
+
+async def free_requests_of(db: aiosqlite.Connection, account_id: str, now_s: float) -> int:
+    row = await row_of(db, _USED, (resources.free_day(account_id, now_s), NOBODY))
+    return int(row[0]) if row is not None else 0
+
+
+_USED = "SELECT granted_nanos FROM leases WHERE resource = ? AND incarnation = ?"
+
+
+async def forget_windows(db: aiosqlite.Connection, now_s: float) -> int:
+    """Rows of an edge that gave back all it did not use are equal; those of no edge say what was used up."""
+    found = await db.execute_fetchall(_WINDOWS)
+    over = sorted({row[0] for row in found if resources.is_over(row[0], now_s - resources.CLOCKS_S)})
+    if over:
+        await db.execute(_FORGET, (listed(over), NOBODY))
+    return len(over)
+
+
+_WINDOWS = """
+SELECT DISTINCT resource FROM leases
+WHERE resource >= 'free-day:' AND resource < 'free-day;' OR resource >= 'key:' AND resource < 'key;'
+"""
+_FORGET = """
+DELETE FROM leases WHERE resource IN (SELECT value FROM json_each(?)) AND (incarnation = ? OR granted_nanos = settled_nanos)
 """
