@@ -159,3 +159,14 @@ def test_nothing_may_be_held_where_control_has_said_yes_to_nothing() -> None:
         book.hold((BALANCE,), 0, 0.0)
     book.granted(BALANCE, 0, 0.0)
     book.hold((BALANCE,), 0, 0.0).release()
+
+
+def test_a_hold_grows_by_another_on_the_same_leases_and_settles_as_one() -> None:
+    book = Book()
+    for resource in ("balance:a", "balance:b"):
+        book.granted(resource, 100, 0.0)
+    hold, more, other = (book.hold((resource,), 30, 0.0) for resource in ("balance:a", "balance:a", "balance:b"))
+    assert hold.add(more) and more.resolved and (hold.nanos, book.available("balance:a")) == (60, 40)
+    assert not hold.add(other) and other.resolved and (hold.nanos, book.available("balance:b")) == (60, 100)
+    hold.settle(45)
+    assert book.available("balance:a") == 55 and book.idle(1.0) == ["balance:a", "balance:b"]
