@@ -8,7 +8,8 @@ all: check test
 setup: $(STAMP)
 
 run: setup ; @.venv/bin/python -m bench.demo
-test: setup ; .venv/bin/python -m pytest
+# Two modules at a time; a test that is untimely runs again alone (tests/timing.py).
+test: setup ; .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 check: setup ; .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
 fmt: setup ; .venv/bin/ruff check --fix && .venv/bin/ruff format
 # Both in less than 20 minutes; nginx and haproxy only where they are installed.

@@ -124,6 +124,7 @@ class Replay:
             timeouts=Timeouts(),
             upstream=Upstream(),
         )
+        self._intake = parts.intake
         upstream = providers.of(ENDPOINT)
         assert upstream is not None
         self._caller_wire, provider_wire = Wire(), Wire()
@@ -158,7 +159,8 @@ class Replay:
         """One request and its answer; what the caller got."""
         self._caller.data_received(self._request)
         self._provider.data_received(self._answer)
-        self._settlement.settle()  # the loop's own turn would do it
+        self._settlement.settle()  # the loop's own turn would do it, and the next line's
+        self._intake.next_turn()
         got = b"".join(self._caller_wire.written)
         self._caller_wire.written.clear()
         self._provider_wire.written.clear()

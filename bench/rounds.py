@@ -93,6 +93,7 @@ class Rounds:
         self.subjects: list[Subject] = []
         self.samples: list[Sample] = []
         self.unavailable: dict[str, str] = {}
+        self._unpaced: set[str] = set()  # who did not even get the paced streams going
 
     async def run(self) -> None:
         """Starts everything, probes, measures. Raises ChildFailed when the provider or the gateway does not start, RuntimeError."""
@@ -156,8 +157,12 @@ class Rounds:
                     rates[subject.name] = sample.per_s
         others = [subject for subject in order if subject.name != "direct"]  # whose CPU is the provider's own
         if self._wish.paced:
-            for subject in (each for each in others if each.streams):
-                self._note(await self._paced(subject, number))
+            for subject in (each for each in others if each.streams and each.name not in self._unpaced):
+                try:
+                    self._note(await self._paced(subject, number))
+                except TimeoutError:
+                    self._unpaced.add(subject.name)
+                    self._without(subject.name, f"{subject.name} paced", Wrong(f"{self._wish.paced} streams did not begin in time"))
         if self._wish.open:
             for subject in others:
                 self._note(await self._open(subject, number, rates[subject.name] * OPEN_SHARE))

@@ -12,6 +12,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +23,9 @@ from gateway.domain.catalog import Catalog, Provider
 from gateway.domain.catalog_rules import Document, compile_catalog
 from gateway.domain.document import Findings, Place, Problem, http_url_fault, read
 from gateway.domain.money import parse_usd
+from gateway.places import file_fault, folder_fault
 
+SQLITE = "sqlite:///"  # a path follows
 ENVIRONMENT = "GATEWAY_"  # GATEWAY_SERVER__PORT=9000 overrides port of [server]
 
 Port = Annotated[int, Meta(ge=0, le=65535)]  # 0: the kernel chooses
@@ -145,10 +148,13 @@ class ConfigError(Exception):
         self.problems = problems
 
 
-def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings in this file, overridden by the environment, with absolute paths. Raises ConfigError with all problems."""
+def load_settings(path: Path, environ: Mapping[str, str] | None = None, *, places: bool = False) -> Settings:
+    """The settings in this file, overridden by the environment, with absolute paths. Raises ConfigError with all problems.
+
+    `places`: files that cannot be kept where the settings say are problems, too.
+    """
     findings = Findings()
-    settings, _ = _settings(path, os.environ if environ is None else environ, findings)
+    settings, _ = _settings(path, os.environ if environ is None else environ, findings, places=places)
     if settings is None:
         raise ConfigError(findings.errors)
     return settings
@@ -167,7 +173,7 @@ def check(path: Path, environ: Mapping[str, str] | None = None) -> list[Problem]
     """Every error and warning of this configuration and of its catalog; the catalog is read even if settings are wrong."""
     environ = os.environ if environ is None else environ
     findings = Findings()
-    _, catalog = _settings(path, environ, findings)
+    _, catalog = _settings(path, environ, findings, places=True)
     if catalog:
         _catalog(catalog, environ, findings)
     return findings.problems
@@ -175,9 +181,9 @@ def check(path: Path, environ: Mapping[str, str] | None = None) -> list[Problem]
 
 def sqlite_path(settings: Settings) -> Path:
     """The file of a SQLite store. Raises ValueError if the store is another."""
-    if not settings.store.url.startswith("sqlite:///"):
+    if not settings.store.url.startswith(SQLITE):
         raise ValueError("the store is not SQLite")
-    return Path(settings.store.url.removeprefix("sqlite:///"))
+    return Path(settings.store.url.removeprefix(SQLITE))
 
 
 def provider_secret(provider: Provider, environ: Mapping[str, str] | None = None) -> str | None:
@@ -185,21 +191,21 @@ def provider_secret(provider: Provider, environ: Mapping[str, str] | None = None
     return _secret(provider, os.environ if environ is None else environ)[0]
 
 
-def _settings(path: Path, environ: Mapping[str, str], findings: Findings) -> tuple[Settings | None, tuple[str, ...]]:
+def _settings(path: Path, environ: Mapping[str, str], findings: Findings, *, places: bool) -> tuple[Settings | None, tuple[str, ...]]:
     """Settings (None after an error), and the catalog's paths as far as they could be read."""
     document = _toml(path, findings)
     if document is None:
         return None, ()
     overridden = _override(document, environ, findings)
     settings = read(Settings, document, Place(str(path)), findings)
+    folder = path.absolute().parent
     if settings is not None:  # also after errors: what could be read is checked, so that one run tells all
-        for key, message in _faults(settings, path.absolute().parent):
+        for key, message in chain(_faults(settings, folder), _place_faults(_resolved(settings, folder)) if places else ()):
             findings.error(Place(str(path), key), message)
     findings.problems[:] = [
         msgspec.structs.replace(problem, file="environment", key=overridden[key]) if key in overridden else problem
         for problem, key in ((problem, problem.key.partition("[")[0]) for problem in findings.problems)
     ]
-    folder = path.absolute().parent
     entries = document.get("catalog", list(Settings().catalog))
     catalog = tuple(_absolute(folder, entry) for entry in entries if isinstance(entry, str)) if isinstance(entries, list) else ()
     if settings is None or findings.errors:
@@ -285,6 +291,17 @@ def _faults(settings: Settings, folder: Path) -> Iterator[tuple[str, str]]:
     yield from _money_faults(settings)
 
 
+def _place_faults(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Of settings with absolute paths."""
+    faults = {
+        "journal.dir": folder_fault(Path(settings.journal.dir)),
+        "server.runtime_dir": folder_fault(Path(settings.server.runtime_dir)),
+    }
+    if settings.store.url.startswith(SQLITE):
+        faults["store.url"] = file_fault(sqlite_path(settings))
+    yield from ((key, fault) for key, fault in faults.items() if fault is not None)
+
+
 def _money_faults(settings: Settings) -> Iterator[tuple[str, str]]:
     """Texts that end in _usd or _percent are decimal, at least 0."""
     for name, part in (("limits", settings.limits), ("billing", settings.billing)):
@@ -303,8 +320,8 @@ def _money_faults(settings: Settings) -> Iterator[tuple[str, str]]:
 def _resolved(settings: Settings, folder: Path) -> Settings:
     replace = msgspec.structs.replace
     server, url = settings.server, settings.store.url
-    if url.startswith("sqlite:///"):
-        url = "sqlite:///" + _absolute(folder, url.removeprefix("sqlite:///"))
+    if url.startswith(SQLITE):
+        url = SQLITE + _absolute(folder, url.removeprefix(SQLITE))
     return replace(
         settings,
         catalog=tuple(_absolute(folder, entry) for entry in settings.catalog),

@@ -28,6 +28,7 @@ import pytest
 from bench.demo import render_toml
 from bench.provider import Provider
 from gateway import cli
+from tests import timing
 from tests.provider_caller import Caller, connected
 
 REPOSITORY = Path(__file__).parent.parent
@@ -107,6 +108,12 @@ class RunningGateway:
         """The supervisor's."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def edge(self) -> psutil.Process:
+        """The one edge."""
+        (pid,) = self.health()["edges"]
+        return psutil.Process(pid)
 
     @property
     def operations_url(self) -> str:
@@ -323,6 +330,21 @@ def start_gateway(tmp_path: Path) -> Iterator[StartGateway]:
 def gateway(start_gateway: StartGateway, provider: Provider) -> RunningGateway:
     """One edge, one model (`MODEL`) at one healthy provider, one account."""
     return start_gateway({"north": f"{provider.url}/v1"})
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The workers of `pytest -n` have folders for temporary files beside each other."""
+    if hasattr(config, "workerinput"):
+        timing.company.share(Path(config.option.basetemp).parent)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    timing.company.enter()
+    try:
+        return (yield)
+    finally:
+        timing.company.leave()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

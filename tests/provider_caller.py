@@ -1,20 +1,18 @@
-"""A raw caller of the simulated provider: requests and answers as bytes on one connection."""
+"""A raw caller, of the simulated provider or of a gateway: requests and answers as bytes on one connection."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
-
-from bench.provider import Provider
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Protocol
 
 HELLO: list[Any] = [{"role": "user", "content": "hello there"}]
 
 
 class Caller:
-    """One raw connection to a provider."""
+    """One raw connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -50,14 +48,24 @@ class Caller:
         return await self.answer()
 
 
+class Serving(Protocol):
+    """A provider or a gateway."""
+
+    @property
+    def url(self) -> str: ...
+
+
 @asynccontextmanager
-async def connected(provider: Provider) -> AsyncIterator[Caller]:
-    host, _, port = provider.url.removeprefix("http://").partition(":")
+async def connected(serving: Serving) -> AsyncIterator[Caller]:
+    """A raw connection."""
+    host, _, port = serving.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         yield Caller(reader, writer)
     finally:
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 def ask(sim: str = "", *, stream: bool = False, **more: Any) -> dict[str, Any]:

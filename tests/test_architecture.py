@@ -17,6 +17,7 @@ FLOORS = {
     "domain": 0,
     "settings": 0,
     "log": 0,
+    "places": 0,
     "wire": 1,
     "routing": 1,
     "ledger": 1,
@@ -28,7 +29,7 @@ FLOORS = {
     "__main__": 5,
 }
 ASYNC_FLOOR = 2  # below it: no event loop, no aiohttp, time and chance come as arguments
-SAME_FLOOR = {("settings", "domain"), ("cli", "supervisor"), ("__main__", "cli")}
+SAME_FLOOR = {("settings", "domain"), ("settings", "places"), ("cli", "supervisor"), ("__main__", "cli")}
 EVENT_LOOPS = {"asyncio", "aiohttp", "uvloop", "aiosqlite"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from bench import micro, soak
+from bench import open_loop as open_loop_module
 from bench.behaviour import Behaviour
 from bench.books import Entry
 from bench.chart import bars
@@ -67,7 +68,8 @@ async def test_open_loop_keeps_its_rate_and_counts_the_wait() -> None:
     assert report.late_ms_p99 is not None and report.late_ms_p99 > 100
 
 
-async def test_open_loop_tells_errors() -> None:
+async def test_open_loop_tells_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_loop_module, "DRAIN_S_MAX", 0.1)  # for answers that no connection is left to ask for
     async with Provider(behaviour=Behaviour(status=500)) as provider:
         target = Target(url=provider.url + "/v1/chat/completions", body=request_body("sage-1", False, "", 64))
         report = await open_loop(target, rate_per_s=100, connections=2, seconds=0.1)
@@ -80,6 +82,7 @@ async def test_stages_sum_to_the_whole_and_are_all_there() -> None:
     assert missing == []
     assert sum(stages.values()) == pytest.approx(whole)
     assert {"parse", "hold", "journal write", "splice"} <= set(stages)
+    assert "answer rewrite" not in stages  # is of whole answers
 
 
 def test_soak_finds_money_that_differs() -> None:

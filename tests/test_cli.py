@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from gateway import cli
 from gateway.control.passwords import hash_password, is_password
 from gateway.domain.keys import digest
 from tests.control.journaling import Writer, generation
@@ -26,12 +28,26 @@ from tests.control.process import CATALOG, ControlProcess, write_config
 
 
 class Done:
-    """How one command ended."""
+    """How one command ended, in a process of its own."""
 
     def __init__(self, config: Path, *words: str, stdin: str = "") -> None:
         command = [sys.executable, "-m", "gateway", *words, "--config", str(config)]
         process = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=30, check=False)
         self.code, self.stdout, self.stderr = process.returncode, process.stdout, process.stderr
+
+    @classmethod
+    def here(cls, config: Path, *words: str) -> Done:
+        """The same in this process, which takes a tenth of the time: for one promise in many forms."""
+        done = cls.__new__(cls)
+        said, complained = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+            try:
+                done.code = cli.main([*words, "--config", str(config)])
+            except SystemExit as end:
+                assert isinstance(end.code, int)
+                done.code = end.code
+        done.stdout, done.stderr = said.getvalue(), complained.getvalue()
+        return done
 
     @property
     def result(self) -> Any:
@@ -109,14 +125,14 @@ def test_account_rules_are_shown_and_changed(gateway: Path) -> None:
     "usd", ["-1", "0.0000000001", "4611686018.427387905", "9223372036.854775808", "1e30", "NaN", "ten", "", "1,5", "\uff11"]
 )
 def test_amounts_that_cannot_be_are_refused(config: Path, usd: str) -> None:
-    assert Done(config, "account", "create", "--email", "a@b.c", f"--usd={usd}").refusal(1).startswith("usd: ")
+    assert Done.here(config, "account", "create", "--email", "a@b.c", f"--usd={usd}").refusal(1).startswith("usd: ")
 
 
 @pytest.mark.parametrize(
     "email", ["", "a", "a@", "@b", "a b@c.d", "a@b@c", "ä@b.c", "a@b..c", "a@-b", "a@b.c\n", "x" * 65 + "@b.c", "a@" + "b" * 254]
 )
 def test_addresses_that_cannot_be_are_refused(config: Path, email: str) -> None:
-    done = Done(config, "account", "create", f"--email={email}")
+    done = Done.here(config, "account", "create", f"--email={email}")
     if email.strip() == "a@b.c":
         assert done.result  # blanks around it are the shell's
     else:
@@ -178,7 +194,12 @@ def test_a_stopped_gateway_s_journals_are_read_before_the_ledger_is_verified(con
     ],
 )
 def test_wrong_usage_is_exit_2(config: Path, words: list[str]) -> None:
-    assert "--help" in Done(config, *words).refusal(2)
+    assert "--help" in Done.here(config, *words).refusal(2)
+
+
+def test_the_exit_code_of_a_refusal_is_the_processs(config: Path) -> None:
+    assert Done(config, "account", "create", "--email", "a@b.c", "--usd=-1").refusal(1) == "usd: must not be negative"
+    assert "--help" in Done(config, "fly").refusal(2)
 
 
 def test_help_tells_the_exit_codes() -> None:
@@ -225,7 +246,7 @@ def test_a_store_that_cannot_be_opened_is_exit_3(config: Path) -> None:
     assert "SQLite" in Done(config, "ledger", "verify").refusal(3)
 
 
-def test_a_gateway_that_starts_is_waited_for(config: Path) -> None:
+def test_a_gateway_that_starts_is_waited_for(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Done(config, "ledger", "verify").result
     with (config.parent / "var/gateway.db.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -236,9 +257,10 @@ def test_a_gateway_that_starts_is_waited_for(config: Path) -> None:
         assert time.monotonic() - started_s >= 1
         timer.join()
         fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr(cli, "STARTING_S", 0.5)
         started_s = time.monotonic()
-        assert "does not answer" in Done(config, "ledger", "verify").refusal(3)
-        assert time.monotonic() - started_s >= 5
+        assert "does not answer" in Done.here(config, "ledger", "verify").refusal(3)
+        assert time.monotonic() - started_s >= 0.5
 
 
 def test_a_gateway_that_dies_on_a_command_leaves_its_outcome_unknown(config: Path) -> None:

@@ -71,3 +71,11 @@ def test_every_route_is_in_the_readme() -> None:
 
 def test_the_routes_are_found_in_the_sources() -> None:
     assert {"/chat/completions", "/completions"} <= set(routes())
+
+
+def test_every_link_within_the_readme_leads_somewhere() -> None:
+    text = README.read_text()
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    there = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    linked = set(re.findall(r"\]\(#([^)]+)\)", text))
+    assert linked and linked <= there

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -175,6 +179,92 @@ def test_check_tells_of_config_and_catalog_together(tmp_path: Path) -> None:
     found = check(write(tmp_path, ""), {})
     assert [(problem.key, problem.warning) for problem in found] == [("providers[0].api_key_env", True)]
     assert check(write(tmp_path, ""), {"NORTH_API_KEY": "k"}) == []
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One that whoever runs this test reaches, also when it runs as nobody."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name)
+        path.chmod(0o777)
+        (path / "catalog.toml").write_text(GOOD)
+        (path / "file").touch()
+        (path / "there").mkdir()
+        (path / "to-nowhere").symlink_to("nowhere/at-all")
+        (path / "read-only").mkdir(mode=0o555)
+        yield path
+
+
+PLACES = {
+    "journal.dir": "[journal]\ndir = '{}'",
+    "server.runtime_dir": "[server]\nruntime_dir = '{}'",
+    "store.url": "[store]\nurl = 'sqlite:///{}'",
+}
+
+
+@pytest.mark.parametrize("key", PLACES)
+@pytest.mark.parametrize(
+    ("place", "fault"),
+    [
+        ("{}/file/within", "{}/file is not a folder"),
+        ("{}/file/far/within", "{}/file is not a folder"),
+        ("{}/to-nowhere/within", "{}/to-nowhere is not a folder"),
+        ("{}/read-only/within", "{}/read-only cannot be written to"),
+        ("{}/read-only/far/within", "{}/read-only cannot be written to"),
+        ("{}/" + "long" * 64, "too long"),
+        ("{}" + "/long" * 1000 + "/within", "too long"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_named(folder: Path, key: str, place: str, fault: str) -> None:
+    config = write(folder, PLACES[key].format(place.format(folder)))
+    with nobody():
+        [problem] = check(config, {"NORTH_API_KEY": "k"})
+        assert (problem.file, problem.key) == (str(config), key) and not problem.warning
+        assert fault.format(folder) in problem.message
+        with pytest.raises(ConfigError, match=key):
+            load_settings(config, {}, places=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "place", "fault"),
+    [
+        ("journal.dir", "{}/file", "{}/file is not a folder"),
+        ("journal.dir", "{}/read-only", "{}/read-only cannot be written to"),
+        ("server.runtime_dir", "{}/file", "{}/file is not a folder"),
+        ("store.url", "{}/there", "{}/there is a folder, and should be a file"),
+        ("store.url", "{}/read-only/gateway.db", "{}/read-only cannot be written to"),
+        ("store.url", "{}/file.db", "{}/file.db cannot be written to"),
+    ],
+)
+def test_a_file_is_no_folder_and_a_folder_no_file(folder: Path, key: str, place: str, fault: str) -> None:
+    (folder / "file.db").touch(mode=0o444)
+    with nobody():
+        [problem] = check(write(folder, PLACES[key].format(place.format(folder))), {"NORTH_API_KEY": "k"})
+    assert (problem.key, problem.message) == (key, fault.format(folder))
+
+
+def test_a_place_named_by_the_environment_is_blamed_there(folder: Path) -> None:
+    [problem] = check(write(folder, ""), {"NORTH_API_KEY": "k", "GATEWAY_JOURNAL__DIR": f"{folder}/file"})
+    assert (problem.file, problem.key) == ("environment", "GATEWAY_JOURNAL__DIR")
+
+
+def test_places_that_are_there_or_can_be_made_are_fine(folder: Path) -> None:
+    deep = folder / "there" / ("long-" * 30) / ("long-" * 30)  # and sockets in it are named by a descriptor
+    text = f"[journal]\ndir = '{deep}'\n[server]\nruntime_dir = '{deep}'\n[store]\nurl = 'sqlite:///{folder}/file'"
+    assert check(write(folder, text), {"NORTH_API_KEY": "k"}) == []
+    assert not deep.exists()
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """To root every place is open, so it steps back."""
+    own = os.geteuid()
+    if own == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
 
 
 def test_a_secret_comes_from_the_variable_or_the_file(tmp_path: Path) -> None:

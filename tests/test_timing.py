@@ -1,12 +1,17 @@
-"""A test that is untimely has three chances, and no other failure has more than one."""
+"""A test that is untimely has three chances, the last two alone, and no other failure has more than one."""
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
 
 import pytest
 
-from tests.timing import TRIES, Untimely, again_if_untimely, in_time
+from tests.conftest import eventually
+from tests.timing import TRIES, Company, Untimely, again_if_untimely, in_time
 
 
 @again_if_untimely
@@ -46,3 +51,33 @@ def test_what_is_not_about_time_fails_at_once() -> None:
     with pytest.raises(AssertionError, match="wrong"):
         wrong()
     assert runs == [1]
+
+
+async def test_who_is_run_again_waits_for_all_others_and_they_wait_for_him(tmp_path: Path) -> None:
+    first, second, again = (Company() for _ in range(3))
+    for company in (first, second, again):
+        company.share(tmp_path)
+        company.enter()
+    alone = asyncio.create_task(asyncio.to_thread(again.be_alone))
+    with (tmp_path / "gate").open() as gate:
+        await eventually(lambda: is_locked(gate))
+    first.leave()
+    entered = asyncio.create_task(asyncio.to_thread(first.enter))
+    await asyncio.wait((alone, entered), timeout=0.1)
+    assert not alone.done()  # the second is still there
+    assert not entered.done()  # not before him
+    second.leave()
+    await alone
+    again.be_alone()  # he is
+    assert not entered.done()
+    again.leave()
+    await entered
+
+
+def is_locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False

@@ -128,6 +128,19 @@ class Control:
         await parts.enter_async_context(_running(bookkeeper.run(), "bookkeeper"))
         expiry = Expiry(store=store, days=self._settings.billing.credits_expire_days, log=self._log)
         await parts.enter_async_context(_running(expiry.run(), "expiry"))
+        await parts.enter_async_context(_running(self._watch_fleet(fleet), "fleet"))
+        await self._listen(store, link, bookkeeper, telemetry, fleet, parts)
+
+    async def _listen(
+        self,
+        store: Store,
+        link: LinkServer,
+        bookkeeper: Bookkeeper,
+        telemetry: Telemetry,
+        fleet: FleetWatch,
+        parts: contextlib.AsyncExitStack,
+    ) -> None:
+        """To edges, callers and operators."""
         administration = Administration(
             store=store,
             on_key_changed=link.push_key,
@@ -138,7 +151,6 @@ class Control:
         admin = AdminApi(
             administration=administration, catalogs=self._catalogs, telemetry=telemetry, on_reaped=bookkeeper.reaped, log=self._log
         )
-        await parts.enter_async_context(_running(self._watch_fleet(fleet), "fleet"))
         erasure = Erasure(store=store, log=self._log)
         await parts.enter_async_context(_running(erasure.run(), "erasure"))
         public = self._public(store, link, fleet, erasure)

@@ -74,13 +74,7 @@ class Edge:
                 admission=self._admission,
                 settlement=self._settlement,
                 router=self._router,
-                retries=RetryBudget(
-                    share=routing.retry_budget_share,
-                    per_s=routing.retry_budget_per_s,
-                    edges=args.workers,
-                    attempts_max=routing.attempts_max,
-                    now_s=loop.time(),
-                ),
+                retries=self._make_retries(),
                 attempts_max=routing.attempts_max,
                 providers=self._providers,
                 report=self._report,
@@ -90,20 +84,8 @@ class Edge:
             control=self._control,
             log=log,
         )
-        self._running = Running(
-            Path(settings.journal.dir),
-            slot=args.slot,
-            incarnation=args.incarnation,
-            settlement=self._settlement,
-            streams=self._server.exchanges,
-            log=log,
-        )
-        self._pulse = Pulse(
-            args.pulse_fd,
-            interval_s=pulse_interval_s(settings.server.hang_s),
-            is_ready=lambda: self._server.listening and not self._journal.failed,
-            on_orphaned=self._on_orphaned,
-        )
+        self._running = self._make_running()
+        self._pulse = self._make_pulse()
         self._declare_figures()
 
     async def run(self) -> None:
@@ -164,6 +146,34 @@ class Edge:
             bytes_max=journal.bytes_max // self._args.workers,
             on_appended=self._on_appended,
             log=self._log,
+        )
+
+    def _make_retries(self) -> RetryBudget:
+        routing = self._settings.routing
+        return RetryBudget(
+            share=routing.retry_budget_share,
+            per_s=routing.retry_budget_per_s,
+            edges=self._args.workers,
+            attempts_max=routing.attempts_max,
+            now_s=self._loop.time(),
+        )
+
+    def _make_running(self) -> Running:
+        return Running(
+            Path(self._settings.journal.dir),
+            slot=self._args.slot,
+            incarnation=self._args.incarnation,
+            settlement=self._settlement,
+            streams=self._server.exchanges,
+            log=self._log,
+        )
+
+    def _make_pulse(self) -> Pulse:
+        return Pulse(
+            self._args.pulse_fd,
+            interval_s=pulse_interval_s(self._settings.server.hang_s),
+            is_ready=lambda: self._server.listening and not self._journal.failed,
+            on_orphaned=self._on_orphaned,
         )
 
     def _declare_figures(self) -> None:
@@ -229,6 +239,7 @@ class Edge:
     def _watch_lag(self, due: float) -> None:
         now = self._loop.time()
         self._lag.observe(max(0.0, now - due))
+        self._telemetry.fold()
         self._loop.call_later(LAG_S, self._watch_lag, now + LAG_S)
 
 

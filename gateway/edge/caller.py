@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable
 from gateway.domain.errors import BadRequest, BodyTooLarge, CallerTimeout, GatewayError, HeadersTooLarge, UriTooLong, envelope
 from gateway.edge.deadline import Deadline
 from gateway.edge.door import DRAIN_IDLE_S, Door, Exchange
-from gateway.edge.heads import CHUNKED, HEAD_BYTES_MAX, LINE_BYTES_MAX, HeadReader, RequestHead, body_length
+from gateway.edge.heads import HEAD_BYTES_MAX, LINE_BYTES_MAX, HeadReader, RequestHead, body_length
 from gateway.edge.responses import CONTINUE, LAST_CHUNK, answer_head, chunk, error_headers, stream_head
 from gateway.edge.writes import WriteWatch
 from gateway.settings import Server
-from gateway.wire.framing import Dechunker, FramingError
+from gateway.wire.framing import CHUNKED, Dechunker, FramingError
 
 AHEAD_BYTES_MAX = 65536  # pipelined requests wait here, unread, until the one before is answered
 WRITE_HIGH_BYTES = 65536  # above this the upstream is paused
@@ -185,8 +185,8 @@ class CallerConnection(asyncio.Protocol):
         """Whether `data` is the head of an earlier request and a whole body; then it is taken."""
         repeated = self._heads.repeated
         assert repeated is not None
-        length, at = repeated.match(data, self._settings.body_bytes_max)
-        if length == 0 or len(data) - at != length:
+        length, at = repeated.match(data)
+        if length == 0 or len(data) - at != length or length > self._settings.body_bytes_max:
             return False
         self._between = self._head_only = False
         self.deadline.clear()
@@ -299,11 +299,7 @@ class CallerConnection(asyncio.Protocol):
 
     def begin_stream(self, status: int, headers: Iterable[tuple[str, str]], content_type: str | None = None, *, length: int = -1) -> None:
         """The head of an answer that comes in pieces; `length` -1: unknown, so HTTP/1.0 callers get it until we close."""
-        self._chunked_out = self._http11 and length < 0
-        if length < 0 and not self._http11:
-            self._keep_alive = False
-        self._keep_alive = self._may_keep_alive()
-        self._write(stream_head(status, headers, content_type, close=not self._keep_alive, chunked=self._chunked_out))
+        self._write(self._stream_head(status, headers, content_type, length))
 
     def stream(self, data: bytes) -> None:
         """A piece of the answer begun. May call back `on_caller_slow`."""
@@ -316,6 +312,19 @@ class CallerConnection(asyncio.Protocol):
         elif data:
             self._write(data)
         self._next_request()
+
+    def answer_stream(self, status: int, data: bytes, headers: Iterable[tuple[str, str]], content_type: str) -> None:
+        """A stream that ends with its first piece: all of it in one write, and on to the next request."""
+        head = self._stream_head(status, headers, content_type, -1)
+        self._write(b"%b%x\r\n%b\r\n%b" % (head, len(data), data, LAST_CHUNK) if self._chunked_out else head + data)
+        self._next_request()
+
+    def _stream_head(self, status: int, headers: Iterable[tuple[str, str]], content_type: str | None, length: int) -> bytes:
+        self._chunked_out = self._http11 and length < 0
+        if length < 0 and not self._http11:
+            self._keep_alive = False
+        self._keep_alive = self._may_keep_alive()
+        return stream_head(status, headers, content_type, close=not self._keep_alive, chunked=self._chunked_out)
 
     def turn_away(self, error: GatewayError) -> None:
         """No room for this connection: an answer if it gets through, and no lingering, for descriptors are what is short."""

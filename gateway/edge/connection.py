@@ -7,21 +7,61 @@ Heads are read by aiohttp's C parser, told that no answer has a body so that it 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from aiohttp.http import HttpProcessingError, HttpResponseParser
 from multidict import CIMultiDictProxy
 
 from gateway.domain.errors import UpstreamGarbage
-from gateway.wire.framing import Dechunker, FramingError, content_length
+from gateway.wire.framing import CHUNKED, Dechunker, FramingError, SizedHead, content_length
 
 if TYPE_CHECKING:
     from gateway.edge.upstream import Call, Pool
 
 HEAD_BYTES_MAX = 65536
 INTERIM_ANSWERS_MAX = 8  # 1xx before the answer
+NEW_HEADS_MAX = 16  # in a row that are remembered, and after it one in NEW_HEADS_EACH
+NEW_HEADS_EACH = 32
 _VERSION = b"HTTP/1."
 _UNBOUNDED = -1
+
+
+class KnownHeads:
+    """The last plain heads of a provider's good answers: under load many begin within the second that their Date names.
+
+    Such an answer has a body and leaves its connection open.
+    """
+
+    __slots__ = ("_chunked", "_chunked_headers", "_new", "_sized", "_sized_headers")
+
+    def __init__(self) -> None:
+        self._sized: SizedHead | None = None
+        self._chunked: bytes | None = None
+        self._sized_headers: CIMultiDictProxy[str] | None = None
+        self._chunked_headers: CIMultiDictProxy[str] | None = None
+        self._new = 0
+
+    def find(self, data: bytes) -> tuple[CIMultiDictProxy[str] | None, int, int]:
+        """The headers of a known head, the body's length (CHUNKED: of none) and where it begins in `data`; None: another head."""
+        if self._sized is not None:
+            length, at = self._sized.match(data)
+            if at:
+                return self._sized_headers, length, at
+        if self._chunked is not None and data.startswith(self._chunked):
+            return self._chunked_headers, CHUNKED, len(self._chunked)
+        return None, 0, 0
+
+    def remember(self, headers: CIMultiDictProxy[str], data: bytes) -> None:
+        """A head that was read from `data`. Where each has something of its own, a request id say, few are worth it."""
+        self._new += 1
+        if self._new > NEW_HEADS_MAX and self._new % NEW_HEADS_EACH:
+            return
+        if "Transfer-Encoding" in headers:
+            self._chunked, self._chunked_headers = data, headers
+        elif len(lengths := headers.getall("Content-Length", [])) == 1:
+            with contextlib.suppress(FramingError):
+                self._sized, self._sized_headers = SizedHead(data, lengths[0].encode()), headers
 
 
 class ProviderConnection(asyncio.Protocol):
@@ -143,6 +183,8 @@ class ProviderConnection(asyncio.Protocol):
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
+        if not call.bodyless and self._on_known_head(data, call):
+            return
         end = data.find(b"\r\n\r\n") + 4
         if end < 4:
             if len(data) > HEAD_BYTES_MAX or not data.startswith(_VERSION[: len(data)]):
@@ -166,9 +208,26 @@ class ProviderConnection(asyncio.Protocol):
         self._frame(status, headers, call.bodyless)
         self._keep_alive = not message.should_close and self._left != _UNBOUNDED
         self._reading_head = False
+        if status == 200 and self._keep_alive and not call.bodyless:
+            self._pool.heads.remember(headers, data[:end])
         call.listener.on_head(status, headers)
         if self._call is call and (rest or (self._left == 0 and self._dechunker is None)):
             self._on_body_bytes(rest, call)
+
+    def _on_known_head(self, data: bytes, call: Call) -> bool:
+        """Whether `data` begins with a head that was read before; then it is taken."""
+        headers, length, at = self._pool.heads.find(data)
+        if headers is None:
+            return False
+        self._reading_head, self._keep_alive = False, True
+        if length == CHUNKED:
+            self._dechunker, self._left = Dechunker(), 0
+        else:
+            self._dechunker, self._left = None, length
+        call.listener.on_head(200, headers)
+        if self._call is call and (at < len(data) or length == 0):
+            self._on_body_bytes(data[at:], call)
+        return True
 
     def _frame(self, status: int, headers: CIMultiDictProxy[str], bodyless: bool) -> None:
         """Decide where the body ends (RFC 9112 section 6.3)."""

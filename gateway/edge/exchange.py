@@ -33,6 +33,7 @@ from gateway.routing.budget import backoff_s
 from gateway.wire.envelope import Envelope, Kind, parse
 from gateway.wire.sse import DONE
 
+EVENT_STREAM = "text/event-stream"
 KEEPALIVE = b": OPENROUTER PROCESSING\n\n"
 
 
@@ -128,7 +129,20 @@ class InferenceExchange:
     # 2. The body is here: what is asked, and who could answer?
 
     def _begin(self, key: KeyRecord, body: bytes) -> None:
-        clock = time.perf_counter()
+        now, intake = time.perf_counter(), self.parts.intake
+        if intake.has_time(now):
+            self._serve(key, body, now)
+        elif not intake.wait(self, key.account_id, now):
+            self._fail(Overloaded("too many requests of this account wait to be served; try again shortly", retry_after_s=1.0))
+
+    def begin_late(self, waited_s: float) -> None:
+        """Told by the intake, once."""
+        if not self.finished:
+            assert self.key is not None and self._body is not None
+            self.overhead_s += waited_s
+            self._serve(self.key, self._body, time.perf_counter())
+
+    def _serve(self, key: KeyRecord, body: bytes, clock: float) -> None:
         self._body = None
         parts = self.parts
         try:
@@ -256,19 +270,16 @@ class InferenceExchange:
         if caller is None:
             return
         if not self._streaming_begun:
-            self._begin_stream(caller)
+            self._streaming_begun = True
+            caller.begin_stream(200, self._named(), EVENT_STREAM)
         self.keepalive_at = self.parts.loop.time() + self.parts.timeouts.keepalive_s
         caller.stream(data)
 
     def end_stream(self, data: bytes, render: Callable[[bytes], bytes]) -> None:
         """The last events; usage, `[DONE]` and the end of the framing leave in the same write."""
-        caller = self._caller
-        if self.finished or caller is None:
-            return
-        if not self._streaming_begun:
-            self._begin_stream(caller)
-        self._last_events, self._render = data, render
-        self._finish(200, None)
+        if not self.finished and self._caller is not None:
+            self._last_events, self._render = data, render
+            self._finish(200, None)
 
     def break_stream(self, error: GatewayError) -> None:
         """After the first content byte: one error event, no success marker after it; unless another endpoint goes on."""
@@ -280,20 +291,18 @@ class InferenceExchange:
         self.envelope, self._choices = envelope, list(choices)
         return self._next_attempt()
 
-    def _begin_stream(self, caller: CallerConnection) -> None:
-        self._streaming_begun = True
-        caller.begin_stream(200, (("X-Generation-Id", self.generation_id),), "text/event-stream")
+    def _named(self) -> tuple[tuple[str, str], ...]:
+        return (("X-Generation-Id", self.generation_id),) if self.generation_id else ()
 
     # 6. Waiting.
 
     def rearm(self) -> None:
         """A phase began whose deadline may be sooner than the one set."""
-        at = self.total_at
-        if self.streaming:
-            at = min(at, self.keepalive_at)
-        attempt = self.attempt
-        if attempt is not None and attempt.phase_at:
-            at = min(at, attempt.phase_at)
+        at, attempt = self.total_at, self.attempt
+        if self.streaming and self.keepalive_at < at:
+            at = self.keepalive_at
+        if attempt is not None and 0 < attempt.phase_at < at:
+            at = attempt.phase_at
         self._deadline.set(at, self._expired)
 
     def _expired(self) -> None:
@@ -374,15 +383,16 @@ class InferenceExchange:
             assert self.bill is not None and self._render is not None
             usage = self.bill.usage_json()
             body = self._render(usage if self.explanation is None else explained_usage(self, usage))
-            if self.streaming:
+            if not self.streaming:
+                caller.answer(200, body, self._named())
+            elif self._streaming_begun:
                 caller.end_stream(b"%b%b%b" % (self._last_events, body, DONE))
             else:
-                caller.answer(200, body, (("X-Generation-Id", self.generation_id),))
+                caller.answer_stream(200, b"%b%b%b" % (self._last_events, body, DONE), self._named(), EVENT_STREAM)
         elif self._streaming_begun:
             caller.end_stream(error_end(self, error))
         else:
-            named = (("X-Generation-Id", self.generation_id),) if self.generation_id else ()
-            caller.answer(error.http_status, error_answer(self, error), (*named, *error_headers(error)))
+            caller.answer(error.http_status, error_answer(self, error), (*self._named(), *error_headers(error)))
         self._let_go()
 
     def abandon(self) -> None:

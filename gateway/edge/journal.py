@@ -95,13 +95,15 @@ class Journal:
         except OSError as error:
             written = 0
             self._fail(error)
-        left = list(batch)
-        whole = 0
-        while left and whole + len(left[0]) <= written:
-            whole += len(left.pop(0))
-        if written > whole:  # cut off the begun record: what is there stays readable to its end
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, self._sizes[self._number] + whole)
+        left: list[bytes] = []
+        whole = written
+        if written < len(data):
+            left, whole = list(batch), 0
+            while whole + len(left[0]) <= written:
+                whole += len(left.pop(0))
+            if written > whole:  # cut off the begun record: what is there stays readable to its end
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, self._sizes[self._number] + whole)
         if whole:
             self._sizes[self._number] += whole
             self.pending_bytes += whole

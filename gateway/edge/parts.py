@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gateway.domain.generation import GenerationIds
 from gateway.edge.admission import Admission
+from gateway.edge.intake import Intake
 from gateway.edge.providers import Providers
 from gateway.edge.snapshots import Choice, Keys
 from gateway.routing.budget import RetryBudget
@@ -22,7 +23,7 @@ class Parts:
     """What every exchange of an edge uses."""
 
     __slots__ = (
-        "admission", "attempts_max", "ids", "keys", "loop", "providers", "report", "retries", "router", "settlement", "timeouts",
+        "admission", "attempts_max", "ids", "intake", "keys", "loop", "providers", "report", "retries", "router", "settlement", "timeouts",
         "upstream",
     )  # fmt: skip
 
@@ -42,6 +43,7 @@ class Parts:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.ids = GenerationIds()
+        self.intake = Intake(self.loop)
         self.keys = keys
         self.admission = admission
         self.settlement = settlement

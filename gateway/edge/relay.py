@@ -37,8 +37,11 @@ class StreamAttempt(Attempt):
     def __init__(self, exchange: InferenceExchange, choice: Choice, upstream: Upstream) -> None:
         super().__init__(exchange, choice, upstream)
         self._cutter = EventCutter(exchange.parts.upstream.sse_line_bytes_max)
-        self._splicer = Splicer(exchange.generation_id, choice.model.id, upstream.provider.name)
+        self._splicer = Splicer(exchange.generation_id, choice.model.id, upstream.provider.name, choice.shape)
         self._held: list[bytes] = []
+        envelope = exchange.envelope
+        self._reasons = choice.model.reasoning is not None or (envelope is not None and envelope.reasoning)
+        self._idle_s = self._patience(choice.endpoint.timeouts.idle_s or exchange.parts.timeouts.idle_s)
 
     def made_tokens(self) -> int:
         return self._splicer.content_events
@@ -50,7 +53,7 @@ class StreamAttempt(Attempt):
 
     def resume(self) -> None:
         if self.committed:  # what the caller's pause has left of the provider's time is no time to send in
-            self.phase_at = self._exchange.parts.loop.time() + self._idle_s()
+            self.phase_at = self._exchange.parts.loop.time() + self._idle_s
         super().resume()
 
     def _limit_silence(self) -> None:
@@ -58,7 +61,7 @@ class StreamAttempt(Attempt):
         if (own := self.endpoint.timeouts.first_token_s) is not None:
             self._first_token_s = self._patience(own)
         elif setting == "adaptive":
-            limit_s = self.choice.live.first_token_limit_s(self.started_at, prompt_tokens=self._prompt_tokens(), reasoning=self._reasons())
+            limit_s = self.choice.live.first_token_limit_s(self.started_at, prompt_tokens=self._prompt_tokens(), reasoning=self._reasons)
             if exchange.has_alternatives:
                 self._first_token_s = self._silence_s = limit_s
             else:  # nobody would be quicker
@@ -72,7 +75,7 @@ class StreamAttempt(Attempt):
         if not self.committed:
             super().phase_expired()
         elif self._call is not None and self._call.paused:
-            self.phase_at = self._exchange.parts.loop.time() + self._idle_s()  # the caller is slow, not the provider
+            self.phase_at = self._exchange.parts.loop.time() + self._idle_s  # the caller is slow, not the provider
         else:
             self._fail(StreamStalled("Provider stopped sending"))
 
@@ -91,14 +94,7 @@ class StreamAttempt(Attempt):
         return min(self._silence_s, self._patience(self.endpoint.timeouts.headers_s or self._exchange.parts.timeouts.headers_s))
 
     def _patience(self, seconds: float) -> float:
-        return max(seconds, REASONING_S_MIN) if self._reasons() else seconds
-
-    def _reasons(self) -> bool:
-        envelope = self._exchange.envelope
-        return self.model.reasoning is not None or (envelope is not None and envelope.reasoning)
-
-    def _idle_s(self) -> float:
-        return self._patience(self.endpoint.timeouts.idle_s or self._exchange.parts.timeouts.idle_s)
+        return max(seconds, REASONING_S_MIN) if self._reasons else seconds
 
     def _on_ok_head(self, headers: CIMultiDictProxy[str]) -> None:
         if not self._error_status and not headers.get("Content-Type", "").lower().startswith("text/event-stream"):
@@ -126,7 +122,7 @@ class StreamAttempt(Attempt):
             splicer.dropped = 0
         if self.first_content_at and not splicer.done and splicer.error is None:
             if events:
-                self.phase_at = self._exchange.parts.loop.time() + self._idle_s()
+                self.phase_at = self._exchange.parts.loop.time() + self._idle_s
                 self._exchange.stream(events)
             return
         self._on_border(events)
@@ -141,7 +137,7 @@ class StreamAttempt(Attempt):
             self.choice.live.first_content(self._number, now, self._prompt_tokens())
             events = b"".join((*self._held, events))
             self._held.clear()
-            self.phase_at = now + self._idle_s()
+            self.phase_at = now + self._idle_s
         if splicer.error is not None:
             if self.committed and events:
                 exchange.stream(events)

@@ -14,6 +14,7 @@ from gateway.link.client import LinkClient
 from gateway.link.messages import KeyFound
 from gateway.routing.live import Live
 from gateway.routing.router import Router
+from gateway.wire.shape import Shape
 
 KEYS_MAX = 200_000
 UNKNOWN_MAX = 20_000
@@ -80,6 +81,7 @@ class Choice(msgspec.Struct, frozen=True):
     worst: Worst
     completion_tokens_max: int  # that it makes of its own accord
     limit_name: str | None  # the only name of the token limit that it knows; None: both, or nobody said
+    shape: Shape  # of its events
 
     @property
     def context_length(self) -> int:
@@ -97,4 +99,4 @@ def choices_of(catalog: Catalog, router: Router[Choice], in_service: Callable[[E
 def _choice(model: Model, endpoint: Endpoint, live: Live) -> Choice:
     ceiling = endpoint.max_completion_tokens or model.max_completion_tokens or endpoint.context_length
     known = [name for name in ("max_tokens", "max_completion_tokens") if name in endpoint.supported_parameters]
-    return Choice(model, endpoint, live, worst(endpoint.price), ceiling, known[0] if len(known) == 1 else None)
+    return Choice(model, endpoint, live, worst(endpoint.price), ceiling, known[0] if len(known) == 1 else None, Shape())

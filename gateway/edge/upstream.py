@@ -15,7 +15,7 @@ from typing import Protocol
 from multidict import CIMultiDictProxy
 
 from gateway.domain.errors import ConnectFailed, GatewayError, Overloaded, TlsFailed
-from gateway.edge.connection import ProviderConnection
+from gateway.edge.connection import KnownHeads, ProviderConnection
 from gateway.edge.resolver import Resolver
 
 IDLE_S_MAX = 55.0  # shorter than the 60 s at which common servers and load balancers close
@@ -61,6 +61,7 @@ class Pool:
     ) -> None:
         self.origin = origin
         self.calls = 0
+        self.heads = KnownHeads()
         self._calls_max = calls_max
         self._resolver = resolver
         self._tls = tls

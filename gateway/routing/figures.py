@@ -94,9 +94,6 @@ class Figures(msgspec.Struct, frozen=True, array_like=True):
         return msgspec.structs.replace(self, windows=windows)
 
 
-UNKNOWN = Figures()
-
-
 class Merged(msgspec.Struct, frozen=True, array_like=True):
     """Control -> every edge, each second: the figures of all endpoints that were called lately."""
 

@@ -195,9 +195,7 @@ class Router(Generic[C]):
         """
         entry = self._entries[model.id]
         plan = entry.plan(rules) if entry.suits_all(needs) else entry.board.plan(entry.mask(rules, NO_WISHES, needs, ()))
-        preferred = None
-        if conversation is not None and (endpoint_id := self.sticky.find(conversation, now_s)) is not None:
-            preferred = self._lives.get(endpoint_id)
+        preferred = None if conversation is None else self._last_of(conversation, now_s)
         order = plan.choose(now_s, rng, preferred)
         if not order:
             raise _held(plan.held_until_s, now_s)
@@ -293,6 +291,11 @@ class Router(Generic[C]):
     def _changes_of(self, model_id: str) -> Changes:
         return self._changes.setdefault(model_id, Changes())
 
+    def _last_of(self, conversation: Hashable, now_s: float) -> Live | None:
+        """The endpoint that holds a conversation's prompt, if it is still there."""
+        endpoint_id = self.sticky.find(conversation, now_s)
+        return None if endpoint_id is None else self._lives.get(endpoint_id)
+
     def _weights(self) -> Weights:
         return Weights(self._settings.price_weight, self._settings.latency_weight, self._settings.throughput_weight)
 
@@ -307,9 +310,7 @@ class Router(Generic[C]):
         conversation: Hashable,
     ) -> tuple[C, ...]:
         sort = wishes.sort_by or variant
-        preferred = None
-        if conversation is not None and not wishes.order and (endpoint_id := self.sticky.find(conversation, now_s)) is not None:
-            preferred = self._lives.get(endpoint_id)
+        preferred = None if conversation is None or wishes.order else self._last_of(conversation, now_s)
         if sort is not None or wishes.order:
             seats = list(plan.ranked(now_s))
             if sort is not None:

@@ -25,7 +25,7 @@ def serve(config: Path, host: str | None, port: int | None, workers: int | None,
     used: one JSON line per problem on stderr (file, key, message), exit code 1, nothing started.
     """
     try:
-        settings = _overridden(load_settings(config), host, port, workers)
+        settings = _overridden(load_settings(config, places=True), host, port, workers)
         _, warnings = read_catalog(settings)
     except ConfigError as error:
         for problem in error.problems:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 
 CHUNK_SIZE_DIGITS_MAX = 12  # 256 TiB
+CHUNKED = -1  # in the place of a length
+LENGTH_DIGITS_MAX = 12
 TRAILERS_BYTES_MAX = 8192  # all of them together
 # Framing may cost as much as the data plus this much: 1 MiB in 1-byte chunks is an attack on our CPU, not an upload.
 CHUNK_OVERHEAD_BYTES_MAX = 65536
@@ -28,6 +30,32 @@ def content_length(value: str) -> int:
     if not (value.isascii() and value.isdigit()) or len(value) > 15:
         raise FramingError("content length")
     return int(value)
+
+
+class SizedHead:
+    """A head that comes again and again, but for the digits of its Content-Length: the same bytes say the same thing."""
+
+    __slots__ = ("_after", "_before")
+
+    def __init__(self, data: bytes, digits: bytes) -> None:
+        """Of a head that was read from `data` with this length. Raises FramingError where it does not stand there plainly."""
+        at = data.lower().find(b"\r\ncontent-length: %b\r\n" % digits)
+        if at < 0:
+            raise FramingError("content length")
+        at += len(b"\r\ncontent-length: ")
+        self._before = data[:at]
+        self._after = data[at + len(digits) :]
+
+    def match(self, data: bytes) -> tuple[int, int]:
+        """The body's length and where it begins in `data`; (0, 0) when this is another head. Looks at every byte of it."""
+        before = self._before
+        if data.startswith(before):
+            at = len(before)
+            end = data.find(b"\r", at, at + LENGTH_DIGITS_MAX + 1)
+            digits = data[at:end]
+            if digits.isdigit() and data.startswith(self._after, end):
+                return int(digits), end + len(self._after)
+        return 0, 0
 
 
 class Dechunker:

@@ -3,8 +3,8 @@
 `wire.cutter` turns network chunks into blocks of whole events; `Splicer` puts our id, model and provider into each event
 and tells what it carried. An event is decoded only into the few members we act on; what stands around `choices` (the
 upstream's id and model, the same in every event) is learned and exchanged as a run of bytes. Events that differ from one
-that was decoded in a plain text alone are not decoded at all; whatever differs otherwise is put together anew. What is
-sent never depends on where the network cut.
+that was decoded in a plain text alone are not decoded at all, nor are those that an earlier stream of the endpoint had
+(`wire.shape`); whatever differs otherwise is put together anew. What is sent never depends on where the network cut.
 Sources: WHATWG server-sent events grammar; OpenAI and OpenRouter chunk shapes, read 2026-11.
 """
 
@@ -15,6 +15,7 @@ from msgspec import UNSET, Raw
 
 from gateway.wire.chunk import Chunk
 from gateway.wire.completion import NO_ERROR, CallNumbers, id_of, is_filled_object, normal_finish, normalised_choices, unveil, veil
+from gateway.wire.shape import Rest, Shape
 
 DONE = b"data: [DONE]\n\n"
 
@@ -31,10 +32,11 @@ _encode = msgspec.json.Encoder().encode
 _CONTROL = bytes(range(32))
 _RUN_BYTES_MAX = 16384  # events of changing kinds make runs start again and again
 _NO_CHOICES = (b"", b"[]", b"null")
+_NO_RESTS: dict[bytes, Rest] = {}
 
 
 class Splicer:
-    """Rewrites the events of one attempt and keeps account of them. One per attempt, fed block by block.
+    """Rewrites the events of one attempt and keeps account of them. One per attempt, fed block by block. `shape`: of the endpoint.
 
     After each `splice`: `content_events` counts events that added output, `finish_reason` is the provider's word,
     `usage` the last usage object as bytes, `error` an in-band error object as bytes, `done` whether `[DONE]` came.
@@ -52,6 +54,8 @@ class Splicer:
         "_lead_new",
         "_lead_old",
         "_nulls",
+        "_rests",
+        "_shape",
         "_tail_new",
         "_tail_old",
         "_trail_new",
@@ -66,7 +70,9 @@ class Splicer:
         "usage",
     )
 
-    def __init__(self, generation_id: str, model: str, provider: str) -> None:
+    def __init__(self, generation_id: str, model: str, provider: str, shape: Shape) -> None:
+        self._shape = shape
+        self._rests = _NO_RESTS  # the shape's, in a stream of the common form
         self._head = b'"id":' + _encode(generation_id) + b',"provider":' + _encode(provider) + b',"model":' + _encode(model)
         # Learned: what stands before `choices` (as yet, what no event begins with), and after it where our members are there.
         self._head_old, self._head_new = b"\0", b""
@@ -141,6 +147,8 @@ class Splicer:
         if data.count(text) == 1 and spliced.count(text) == 1:
             lead, trail = data.split(text)
             self._lead_old, self._trail_old = b'data: %b"' % lead, b'"%b\n\n' % trail
+            if self._rests is self._shape.rests:
+                self._shape.text_before, self._shape.text_after = self._lead_old[len(b"data: ") + len(self._head_old) :], self._trail_old
             lead, trail = spliced.split(text)
             self._lead_new, self._trail_new = lead + b'"', b'"' + trail
 
@@ -158,6 +166,13 @@ class Splicer:
 
     def _data(self, data: bytes) -> bytes:
         """The event for this data, b"" when there is to be none."""
+        if not self._first_data and self._shape.after_id:
+            self._begin_alike(data)
+        if self._rests and data.startswith(self._head_old):
+            known = self._rests.get(data[len(self._head_old) :])
+            if known is not None and self._numbers is None:
+                self.finish_reason = known.finish or self.finish_reason
+                return b"%b%b\n\n" % (self._head_new, known.spliced)
         try:
             if not data.isascii():
                 data.decode()
@@ -212,13 +227,15 @@ class Splicer:
             and chunk.provider is UNSET
             and (chunk.system_fingerprint is UNSET or self._fingerprint_null or bytes(chunk.system_fingerprint) != b"null")
         ):
-            rest = data[len(self._head_old) : len(data) - len(self._tail_old)]
+            rest = told = data[len(self._head_old) : len(data) - len(self._tail_old)]
             for null in self._nulls:
                 rest = rest.replace(null, b"", 1)
             if finish is not None:
                 rest = _with_native_finish(rest, finish)
                 if not rest:
                     return self._rebuilt(data, False)
+            if not adds and self._rests is self._shape.rests and chunk.usage is UNSET:
+                self._shape.remember(told, rest, finish)
             spliced = self._head_new + rest + self._tail_new
             if not self._lead_old and adds and finish is None and chunk.choices and len(chunk.choices) == 1:
                 delta = chunk.choices[0].delta
@@ -309,8 +326,29 @@ class Splicer:
             self._first_data = data
             self.upstream_id = id_of(chunk.id)
             self._head_old = head
-            self._head_new = b"data: {%b,%b" % (self._head, head[len(their_id) :].replace(their_model, b""))
+            kept = head[len(their_id) :].replace(their_model, b"")
+            self._head_new = b"data: {%b,%b" % (self._head, kept)
             self._tail_new = b"\n\n"
+            shape = self._shape
+            self._rests = shape.rests
+            if their_id.startswith(b'{"id":"'):
+                shape.after_id, shape.after_id_new = head[len(their_id) - len(b'",') :], kept
+
+    def _begin_alike(self, data: bytes) -> None:
+        """The same without a look into it, where another stream of the endpoint began so in all but the id."""
+        shape = self._shape
+        end = data.find(b'"', len(b'{"id":"'))
+        their_id = data[len(b'{"id":"') : end]
+        if not (data.startswith(shape.after_id, end) and data.startswith(b'{"id":"') and _is_plain(their_id)):
+            return
+        head = data[: end + len(shape.after_id)]
+        self._first_data = head[:-1] + b"}"  # what follows was not looked at yet
+        self.upstream_id = their_id.decode()
+        self._head_old, self._head_new, self._tail_new = head, b"data: {%b,%b" % (self._head, shape.after_id_new), b"\n\n"
+        self._rests = shape.rests
+        if shape.text_before:
+            self._lead_old, self._trail_old = b"data: %b%b" % (head, shape.text_before), shape.text_after
+            self._lead_new, self._trail_new = self._head_new + shape.text_before, shape.text_after
 
     def _learn(self, data: bytes, fields: dict[str, Raw]) -> None:
         """What this upstream writes around `choices`. After it only what we exchange is learned, for the rest may vary.
@@ -328,6 +366,7 @@ class Splicer:
             tail = b"".join([member for _, member in after]) + b"}"
             if not (data.startswith(head) and data.endswith(tail)):
                 continue
+            self._rests = _NO_RESTS
             self._head_old = head
             self._head_new = b"data: {" + self._head + b"," + self._kept(before, fields)
             if _OURS.isdisjoint(names[at:]):

@@ -100,10 +100,10 @@ def check(gateway: RunningGateway, *, cases_each: int, seed: int) -> int:
     return made
 
 
-def test_hundreds_of_made_up_requests_find_no_failure(asked: RunningGateway) -> None:
+def test_inp_12_hundreds_of_made_up_requests_find_no_failure(asked: RunningGateway) -> None:
     assert check(asked, cases_each=6, seed=1) > 200
 
 
 @pytest.mark.soak
-def test_ten_thousand_made_up_requests_find_no_failure(asked: RunningGateway) -> None:
+def test_inp_12_ten_thousand_made_up_requests_find_no_failure(asked: RunningGateway) -> None:
     assert check(asked, cases_each=400, seed=2) >= 10_000

@@ -6,17 +6,43 @@ import asyncio
 import base64
 import datetime
 import hashlib
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+import pytest_asyncio
 from openrouter import OpenRouter, components, errors, operations
 from openrouter.utils import BackoffStrategy, RetryConfig
 from openrouter.utils.eventstreaming import EventStreamAsync
 
-from tests.conftest import MODEL, RunningGateway
+from bench.provider import Provider
+from tests.conftest import MODEL, RunningGateway, render_catalog
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+numbers = itertools.count(1)
 QUESTION: list[components.ChatMessages] = [components.ChatUserMessage(role="user", content="Tell me about rivers.")]
 # The client's own default goes on for an hour.
 RETRIES = RetryConfig("backoff", BackoffStrategy(100, 500, 1.5, 3_000), retry_connection_errors=True)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningGateway]:
+    """One for all tests here, with one model at one provider, and an account whose key is the gateway's."""
+    async with Provider(name="North") as provider:
+        running = RunningGateway(tmp_path_factory.mktemp("gateway"), render_catalog({"north": f"{provider.url}/v1"}))
+        try:
+            await asyncio.to_thread(running.start)
+            await asyncio.to_thread(running.create_account)
+            yield running
+        finally:
+            await asyncio.to_thread(running.close)
+
+
+@pytest.fixture
+def account(gateway: RunningGateway) -> dict[str, Any]:
+    """Nobody else's, with 2.50 USD."""
+    return gateway.create_account(f"eve{next(numbers)}@example.com", "2.50")
 
 
 def client(gateway: RunningGateway, key: str | None = None) -> OpenRouter:
@@ -75,8 +101,7 @@ async def test_refusals_become_the_errors_of_the_client(gateway: RunningGateway)
 
 # The client warns of fields of the key that it itself still requires.
 @pytest.mark.filterwarnings(r"ignore:warning. \*\* DEPRECATED \*\*:DeprecationWarning")
-async def test_the_key_and_the_credits_parse_for_either_key_class(gateway: RunningGateway) -> None:
-    account = gateway.create_account("eve@example.com", "2.50")
+async def test_the_key_and_the_credits_parse_for_either_key_class(gateway: RunningGateway, account: dict[str, Any]) -> None:
     for secret, management in ((account["key"], False), (account["management_key"], True)):
         async with client(gateway, secret) as openrouter:
             credits = (await openrouter.credits.get_credits_async()).data
@@ -90,8 +115,10 @@ async def test_the_key_and_the_credits_parse_for_either_key_class(gateway: Runni
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_what_an_answer_cost_is_in_its_generation_and_off_the_credits(gateway: RunningGateway, streamed: bool) -> None:
-    async with client(gateway) as openrouter:
+async def test_what_an_answer_cost_is_in_its_generation_and_off_the_credits(
+    gateway: RunningGateway, account: dict[str, Any], streamed: bool
+) -> None:
+    async with client(gateway, account["key"]) as openrouter:
         result = await openrouter.chat.send_async(model=MODEL, messages=QUESTION, max_tokens=32, stream=streamed)
         if isinstance(result, EventStreamAsync):
             async with result:
@@ -115,8 +142,7 @@ async def test_a_generation_of_nobody_is_the_404_of_the_client(gateway: RunningG
             await openrouter.generations.get_generation_async(id="gen-1764031697-00000000000000000000")
 
 
-async def test_keys_are_made_listed_read_changed_and_deleted(gateway: RunningGateway) -> None:
-    account = gateway.create_account("eve@example.com", "2.50")
+async def test_keys_are_made_listed_read_changed_and_deleted(gateway: RunningGateway, account: dict[str, Any]) -> None:
     async with client(gateway, account["management_key"]) as openrouter:
         keys = openrouter.api_keys
         expires = datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC)
@@ -138,8 +164,7 @@ async def test_keys_are_made_listed_read_changed_and_deleted(gateway: RunningGat
             await openrouter.api_keys.create_async(name="x")
 
 
-async def test_activity_the_models_of_an_account_and_stored_content_parse(gateway: RunningGateway) -> None:
-    account = gateway.create_account("eve@example.com", "2.50")
+async def test_activity_the_models_of_an_account_and_stored_content_parse(gateway: RunningGateway, account: dict[str, Any]) -> None:
     async with client(gateway, account["management_key"]) as openrouter:
         yesterday = datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days=1)
         activity = await openrouter.analytics.get_user_activity_async(request={"date_": yesterday.isoformat()})
@@ -158,8 +183,7 @@ async def test_activity_the_models_of_an_account_and_stored_content_parse(gatewa
             await openrouter.generations.list_generation_content_async(id="gen-1764031697-00000000000000000000")
 
 
-async def test_a_code_is_made_and_taken_for_a_key_that_serves(gateway: RunningGateway) -> None:
-    account = gateway.create_account("eve@example.com", "2.50")
+async def test_a_code_is_made_and_taken_for_a_key_that_serves(gateway: RunningGateway, account: dict[str, Any]) -> None:
     verifier = "a-verifier-that-only-the-application-knows-43-or-more"
     challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
     async with client(gateway, account["management_key"]) as openrouter:

@@ -243,10 +243,10 @@ async def test_drained_waits_for_what_was_there_and_not_for_what_comes(books: Bo
     edge = Writer(books.journal, "a")
     keeper = books.keeper()
     running = asyncio.create_task(keeper.run())
-    for _ in range(20):
+    for _ in range(6):
         edge.append(*(generation() for _ in range(50)))
         assert await keeper.drained()
-    assert books.rows("SELECT COUNT(*) FROM generations") == [(1000,)]
+    assert books.rows("SELECT COUNT(*) FROM generations") == [(300,)]
     edge.write(b"\0\0")
     assert not await keeper.drained(0.3)
     edge.die()

@@ -157,6 +157,20 @@ async def test_new_accounts_get_the_allowance_and_operators_may_book_the_fee(boo
     assert await books.store.balance("gateway:fees") == 5 * USD + USD // 2
 
 
+async def test_a_ledger_that_differs_is_told_before_the_journals_have_drained(books: Books) -> None:
+    async def never() -> bool:
+        return False
+
+    administration = Administration(store=books.store, drained=never, billing=Billing())
+    assert (await administration.verify_ledger()).ok is None
+    with contextlib.closing(sqlite3.connect(books.database)) as db:
+        for nanos, ok in ((5, False), (-5, None)):
+            db.execute("UPDATE balances SET nanos = nanos + ? WHERE book = 'user_ann'", (nanos,))
+            db.commit()
+            report = await administration.verify_ledger()
+            assert report.ok is ok and bool(report.problems) is (ok is False)
+
+
 def test_led_15_the_api_answers_400_to_amounts_that_do_not_fit(tmp_path: Path) -> None:
     near = [
         "9223372036.854775807",

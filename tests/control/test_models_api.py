@@ -92,11 +92,11 @@ async def caller(tmp_path: Path, catalogs: CatalogSource) -> AsyncIterator[Calle
     async def crash(call: Call[Nothing, Nothing]) -> web.Response:
         raise RuntimeError("a secret detail")
 
+    store = await SqliteStore.open(tmp_path / "gateway.db")
     routes = [
-        *ModelsApi(catalogs=catalogs).routes(),
+        *ModelsApi(catalogs=catalogs, rules=store.rules).routes(),
         Route(method="GET", path="/crash", access="public", handler=crash, summary="", bases=("",)),
     ]
-    store = await SqliteStore.open(tmp_path / "gateway.db")
     app = public_application(routes, authentication=Authentication(store=store), log=Log("test", fd=-1))
     async with TestClient(TestServer(app)) as caller:
         yield caller

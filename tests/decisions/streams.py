@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from gateway.wire.cutter import EventCutter
+from gateway.wire.shape import Shape
 from gateway.wire.sse import Splicer
 
 GENERATION = "gen-1764031697-aB3dE5fG7hJ9kL1mN2pQ"
@@ -149,10 +150,28 @@ def _call(call: dict[str, Any], calls: list[Any]) -> dict[str, Any]:
 
 
 def spliced(pieces: Iterable[bytes], *, model: str = MODEL, provider: str = PROVIDER) -> tuple[bytes, Splicer]:
-    """The bytes for the caller, and the splicer with its account."""
+    """The bytes for the caller, and the splicer with its account: the same whatever the endpoint's earlier streams have shown."""
+    pieces = list(pieces)
+    fresh = Shape()
+    first, *later = [_spliced(pieces, Splicer(GENERATION, model, provider, shape)) for shape in (fresh, fresh, SEEN_ALL)]
+    for again in later:
+        assert again[0] == first[0] and account(again[1]) == account(first[1])
+    return first
+
+
+SEEN_ALL = Shape()  # of an endpoint that writes like all providers at once
+
+
+def _spliced(pieces: list[bytes], splicer: Splicer) -> tuple[bytes, Splicer]:
     cutter = EventCutter(1 << 20)
-    splicer = Splicer(GENERATION, model, provider)
     return b"".join([splicer.splice(block) for piece in pieces if (block := cutter.feed(piece))]), splicer
+
+
+def account(splicer: Splicer) -> tuple[object, ...]:
+    return (
+        splicer.content_events, splicer.finish_reason, splicer.usage, splicer.error, splicer.done, splicer.dropped, splicer.upstream_id,
+        splicer.final_event(b'{"total_tokens":1}'),
+    )  # fmt: skip
 
 
 def outcome(sent: bytes, splicer: Splicer) -> Outcome:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.wire.shape import Shape
 from gateway.wire.sse import Splicer
 from tests.decisions.shapes import OPENAI, SHAPES
 from tests.decisions.streams import GENERATION, MODEL, PROVIDER, by_the_book, byte_by_byte, outcome, parsed, spliced
@@ -100,7 +101,7 @@ def test_the_final_event_is_ours_and_carries_usage(name: str) -> None:
 
 def test_the_common_event_is_exchanged_in_one_run_of_bytes() -> None:
     _, *content, _, _, _ = [stream_of([line]) for line in OPENAI.lines]
-    splicer = Splicer(GENERATION, MODEL, PROVIDER)
+    splicer = Splicer(GENERATION, MODEL, PROVIDER, Shape())
     splicer.splice(stream_of(OPENAI.lines[:1]))
     for block in content:
         assert splicer.splice(block).endswith(block.partition(b'"choices"')[2].replace(b',"usage":null', b""))
@@ -159,7 +160,7 @@ def test_a_long_block_of_changing_events_costs_no_more_than_its_length(others: i
     escaped = stream_of([CHUNK % '{"content":"\\n"}'])
     for ending in (other, escaped):
         block = (plain * others + ending) * (2000 // (others + 1) + 1)
-        splicer = Splicer(GENERATION, MODEL, PROVIDER)
+        splicer = Splicer(GENERATION, MODEL, PROVIDER, Shape())
         splicer.splice(plain)
         started = time.process_time()
         splicer.splice(block)
@@ -183,7 +184,7 @@ def test_a_long_block_of_changing_events_costs_no_more_than_its_length(others: i
 )  # fmt: skip
 @pytest.mark.parametrize("learned", [False, True])
 def test_what_counts_as_output(delta: str, adds: bool, learned: bool) -> None:
-    splicer = Splicer(GENERATION, MODEL, PROVIDER)
+    splicer = Splicer(GENERATION, MODEL, PROVIDER, Shape())
     if learned:
         splicer.splice(stream_of([CHUNK % '{"content":"x"}', CHUNK % '{"content":"y"}']))
     before = splicer.content_events
@@ -204,7 +205,7 @@ def test_what_counts_as_output(delta: str, adds: bool, learned: bool) -> None:
 )
 @pytest.mark.parametrize("learned", [False, True])
 def test_an_object_of_unusual_types_passes_and_counts(odd: str, learned: bool) -> None:
-    splicer = Splicer(GENERATION, MODEL, PROVIDER)
+    splicer = Splicer(GENERATION, MODEL, PROVIDER, Shape())
     if learned:
         splicer.splice(stream_of([CHUNK % '{"content":"x"}']))
     before = splicer.content_events
@@ -215,7 +216,7 @@ def test_an_object_of_unusual_types_passes_and_counts(odd: str, learned: bool) -
 
 
 def test_an_unusual_event_still_brings_usage_and_errors() -> None:
-    splicer = Splicer(GENERATION, MODEL, PROVIDER)
+    splicer = Splicer(GENERATION, MODEL, PROVIDER, Shape())
     splicer.splice(stream_of(['{"choices":[5],"usage":{"total_tokens":3}}', '{"choices":[5],"error":{"code":500}}', CHUNK % "{}"]))
     assert (splicer.usage, splicer.error) == (b'{"total_tokens":3}', b'{"code":500}')
 
@@ -231,7 +232,7 @@ NO_EVENT = [
 def test_what_is_no_object_is_dropped_and_counted(data: bytes, alone: bool) -> None:
     bad = b"data: " + data.replace(b"\n", b"\ndata: ") + b"\n\n"
     good = [stream_of([CHUNK % '{"content":"x"}'])] * 3
-    splicer = Splicer(GENERATION, MODEL, PROVIDER)
+    splicer = Splicer(GENERATION, MODEL, PROVIDER, Shape())
     pieces = [good[0], bad, *good[1:]] if alone else [b"".join((good[0], bad, *good[1:]))]
     sent = b"".join(map(splicer.splice, pieces))
     assert len(parsed(sent)) == 3
@@ -242,7 +243,7 @@ def test_what_is_no_object_is_dropped_and_counted(data: bytes, alone: bool) -> N
 @pytest.mark.parametrize("together", [True, False])
 def test_nothing_passes_after_an_error(error: str, together: bool) -> None:
     lines = [CHUNK % '{"content":"a"}', f'{{"id":"a","error":{error}}}', CHUNK % '{"content":"b"}', "[DONE]"]
-    splicer = Splicer(GENERATION, MODEL, PROVIDER)
+    splicer = Splicer(GENERATION, MODEL, PROVIDER, Shape())
     blocks = [stream_of(lines)] if together else [stream_of([line]) for line in lines]
     sent = b"".join(map(splicer.splice, blocks))
     assert [json.loads(event.data)["choices"][0]["delta"]["content"] for event in parsed(sent)] == ["a"]
@@ -272,7 +273,7 @@ def test_nothing_passes_after_done(done: str) -> None:
 @pytest.mark.parametrize("high", ["\\ud83d", "\\uD83D"])
 @pytest.mark.parametrize("learned", [False, True])
 def test_half_a_surrogate_pair_passes(high: str, learned: bool) -> None:
-    splicer = Splicer(GENERATION, MODEL, PROVIDER)
+    splicer = Splicer(GENERATION, MODEL, PROVIDER, Shape())
     if learned:
         splicer.splice(stream_of([CHUNK % '{"content":"x"}']))
     lines = [CHUNK % f'{{"content":"a{high}"}}', CHUNK % '{"content":"\\ude00 \\\\ud800 \\ud83d\\ude00"}']

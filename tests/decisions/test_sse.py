@@ -166,7 +166,7 @@ def at_random(data: bytes, rng: random.Random, cuts: int) -> list[bytes]:
     ends=st.lists(st.sampled_from([b"\n", b"\r\n", b"\r"]), min_size=1, max_size=3),
     seed=st.integers(0, 2**32),
 )
-def test_any_lines_are_read_alike_however_they_are_cut(lines: list[bytes], ends: list[bytes], seed: int) -> None:
+def test_inp_12_any_lines_are_read_alike_however_they_are_cut(lines: list[bytes], ends: list[bytes], seed: int) -> None:
     stream = b"".join(line + ends[i % len(ends)] for i, line in enumerate(lines))
     sent, splicer = spliced([stream])
     assert outcome(sent, splicer).events == by_the_book(stream).events
@@ -176,7 +176,7 @@ def test_any_lines_are_read_alike_however_they_are_cut(lines: list[bytes], ends:
 
 @settings(max_examples=100, deadline=None)
 @given(stream=st.binary(max_size=100), seed=st.integers(0, 2**32))
-def test_noise_does_no_harm(stream: bytes, seed: int) -> None:
+def test_inp_12_noise_does_no_harm(stream: bytes, seed: int) -> None:
     sent, _ = spliced([stream])
     assert parsed(sent) == []
     assert spliced(at_random(stream, random.Random(seed), 5))[0] == sent

@@ -125,7 +125,7 @@ NAMES = ("prompt_tokens", "completion_tokens", "total_tokens", "prompt_cache_hit
     st.dictionaries(st.sampled_from(NAMES), numbers),
     st.dictionaries(st.sampled_from(["prompt_tokens_details", "completion_tokens_details"]), details | numbers),
 )
-def test_whatever_is_reported_comes_out_within_the_limits_or_not_at_all(counts: dict[str, Any], parts: dict[str, Any]) -> None:
+def test_inp_12_whatever_is_reported_comes_out_within_the_limits_or_not_at_all(counts: dict[str, Any], parts: dict[str, Any]) -> None:
     usage = read(json.dumps(counts | parts).encode(), *LIMITS, images=2)
     if usage is not None:
         assert 0 <= usage.cached_tokens + usage.cache_write_tokens <= usage.prompt_tokens <= LIMITS[0]

@@ -17,6 +17,7 @@ import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -29,7 +30,7 @@ import pytest_asyncio
 from bench.behaviour import Behaviour
 from bench.provider import Provider
 from tests.conftest import RunningGateway, render_catalog
-from tests.provider_caller import Caller, datas
+from tests.provider_caller import Caller, connected, datas
 
 RAW, FIRST, GOOD = "acme/raw", "acme/first", "acme/good"
 RAW_THEN_GOOD, FIRST_THEN_GOOD = "acme/raw-then-good", "acme/first-then-good"
@@ -273,17 +274,9 @@ class Stage:
             data = await answer.read()
             return Answered(answer.status, answer.headers, data, time.monotonic() - began)
 
-    @contextlib.asynccontextmanager
-    async def connected(self) -> AsyncIterator[Caller]:
+    def connected(self) -> AbstractAsyncContextManager[Caller]:
         """A raw connection to the gateway."""
-        host, _, port = self.gateway.url.removeprefix("http://").partition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        try:
-            yield Caller(reader, writer)
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
+        return connected(self.gateway)
 
     @contextlib.asynccontextmanager
     async def streaming(self, model: str, **more: Any) -> AsyncIterator[Caller]:
@@ -296,9 +289,7 @@ class Stage:
 
     @property
     def edge(self) -> psutil.Process:
-        """The one edge."""
-        (pid,) = self.gateway.health()["edges"]
-        return psutil.Process(pid)
+        return self.gateway.edge
 
     def rss_bytes(self) -> int:
         """Of all edges."""

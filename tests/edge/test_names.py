@@ -114,7 +114,7 @@ async def test_ups_11_a_slow_look_up_blocks_neither_the_loop_nor_the_known_addre
     await asyncio.sleep(FRESH_S)
     began = time.monotonic()
     assert await resolver.resolve(NAME, 80) == ["127.0.0.1"]
-    assert time.monotonic() - began < 1.0  # and not the five seconds of the look-up
+    assert time.monotonic() - began < 2.5  # and not the five seconds of the look-up
     await eventually(lambda: names.questions == 2)
 
 

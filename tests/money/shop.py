@@ -24,8 +24,8 @@ import psutil  # type: ignore[import-untyped]
 from bench.provider import Provider
 from gateway.domain.generation import Generation
 from tests.conftest import RunningGateway
-from tests.edge.stage import HELLO, UNMOVED, Answered, RawProvider, Stage, in_order
-from tests.provider_caller import Caller
+from tests.edge.stage import HELLO, UNMOVED, Answered, RawProvider, in_order
+from tests.provider_caller import Caller, connected
 
 CONTEXT = 131_072
 PLAIN = {"prompt": "0.000001", "completion": "0.000002"}
@@ -159,16 +159,14 @@ class Shop:
     async def asking(self, model: str, account: Account | None = None, **more: Any) -> AsyncIterator[Caller]:
         """A raw connection on which was asked, to be left at will."""
         key = f"Authorization: Bearer {(account or self.account).key}\r\n"
-        async with Stage(self.gateway, self.raw, self.cheap, self.good, self.session).connected() as caller:
+        async with connected(self.gateway) as caller:
             body = {"model": model, "messages": HELLO, **in_order(MODELS.get(model, {}), more), **more}
             caller.send(body, "/api/v1/chat/completions", key)
             yield caller
 
     @property
     def edge(self) -> psutil.Process:
-        """The one edge."""
-        (pid,) = self.gateway.health()["edges"]
-        return psutil.Process(pid)
+        return self.gateway.edge
 
     async def new_account(self, email: str, usd: str) -> Account:
         made = await asyncio.to_thread(self.gateway.create_account, email, usd)

@@ -224,6 +224,15 @@ def test_problems_of_the_configuration_are_one_line_each(make_fake: StartFake) -
     assert {line["key"] for line in gateway.log} == {"server.hang_s", "server.colour"}
 
 
+def test_a_journal_that_is_no_folder_stops_the_start_by_name(make_fake: StartFake) -> None:
+    gateway = make_fake()
+    (gateway.folder / "journal").touch()
+    gateway.spawn()
+    assert gateway.wait() == 1
+    [problem] = gateway.log
+    assert (problem["key"], problem["message"]) == ("journal.dir", f"{gateway.folder / 'journal'} is not a folder")
+
+
 @pytest.mark.parametrize("role", ["edge", "control"])
 def test_what_never_gets_ready_ends_the_start_with_a_reason(make_fake: StartFake, role: str) -> None:
     gateway = make_fake(workers=1)

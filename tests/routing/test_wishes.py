@@ -7,48 +7,13 @@ from typing import Any
 
 import pytest
 
-from gateway.domain.catalog import DataPolicy, Price
+from gateway.domain.catalog import Price
 from gateway.domain.errors import BadRequest, NoEndpointMatches, UnknownModel, envelope
 from gateway.domain.rules import AccountRules
 from gateway.routing.filters import Needs
 from gateway.routing.wishes import Cutoffs, Sort, Wishes, read_wishes, routed
+from tests.routing.market import ALL, DATA, MODEL, TRAINING, order, scene
 from tests.routing.scene import Scene, endpoint, model_of
-
-TRAINS = DataPolicy(trains=True, retains=True)
-TRAINING = AccountRules(train_paid=True, train_free=True)
-KEEPS = DataPolicy(trains=False, retains=True)
-FORGETS = DataPolicy(trains=False, retains=False, zdr=True)
-
-MODEL = model_of(
-    [
-        endpoint("north", 1.0, quantization="fp8", supported_parameters=("tools", "tool_choice", "max_tokens"), max_completion_tokens=4096),
-        endpoint("south", 2.0, quantization="bf16", supported_parameters=("max_tokens", "seed", "response_format"), context=2048),
-        endpoint("south/eu", 3.0, supported_parameters=("max_tokens", "seed")),
-        endpoint("west", 4.0, supported_parameters=("tools", "max_tokens")),
-        endpoint("west/priority", 9.0, supported_parameters=("tools", "max_tokens")),
-    ],
-    input_modalities=("text", "image"),
-)
-DATA = {"north": TRAINS, "south": KEEPS, "west": FORGETS}
-
-
-def scene(**settings: Any) -> Scene:
-    return Scene(MODEL, data=DATA, rules=TRAINING, **settings)
-
-
-def order(wishes: dict[str, Any], name: str = "acme/large", *, at: Scene | None = None, **given: Any) -> list[str]:
-    at = at or scene()
-    found = at.router.rank_as_wished(
-        [at.router.resolve(name)],
-        read_wishes(json.dumps(wishes).encode()),
-        now_s=at.now_s,
-        rng=at.random.random,
-        **{"rules": at.rules, **given},
-    )
-    return [pick.endpoint.tag for pick in found]
-
-
-ALL = {"north", "south", "south/eu", "west"}
 
 
 @pytest.mark.parametrize(
@@ -264,74 +229,6 @@ def test_an_empty_result_is_404_and_names_its_cause(
     assert availability.get("excluded_by") == ([excluded_by] if excluded_by else None)
     assert availability["affected_providers"]
     assert "" not in availability.values()
-
-
-@pytest.mark.parametrize(
-    ("needs", "expected"),
-    [
-        (Needs(parameters=frozenset({"tools"})), {"north", "west"}),
-        (Needs(parameters=frozenset({"tools", "tool_choice"})), {"north", "west"}),
-        (Needs(parameters=frozenset({"tools", "tool_choice"}), forces_tool=True), {"north"}),
-        (Needs(parameters=frozenset({"response_format"})), {"south"}),
-        (Needs(parameters=frozenset({"verbosity"})), ALL),  # nobody has it: dropped, not refused
-        (Needs(parameters=frozenset({"temperature", "seed"})), ALL),  # sampling parameters are never a reason
-        (Needs(prompt_tokens=3000), ALL - {"south"}),
-        (Needs(max_tokens=5000), ALL - {"north", "south"}),
-        (Needs(max_tokens=2048), ALL),
-        (Needs(modalities=frozenset({"image"})), ALL),
-    ],
-)
-def test_what_a_request_needs_filters_with_wishes_and_without(needs: Needs, expected: set[str]) -> None:
-    at = scene()
-    assert set(at.rank(needs=needs)) == expected
-    assert set(order({}, at=at, needs=needs)) == expected
-
-
-def test_required_parameters_are_all_of_those_sent() -> None:
-    assert set(order({"require_parameters": True}, needs=Needs(parameters=frozenset({"seed", "max_tokens"})))) == {"south", "south/eu"}
-
-
-@pytest.mark.parametrize(
-    ("rules", "expected"),
-    [
-        (TRAINING, ALL),
-        (AccountRules(), ALL - {"north"}),  # training is off unless it was switched on
-        (AccountRules(train_free=True), ALL - {"north"}),
-        (AccountRules(train_paid=True), ALL),
-        (AccountRules(zdr=True), {"west"}),
-        (AccountRules(allowed=("south", "west")), ALL - {"north"}),
-        (AccountRules(ignored=("south",), train_paid=True), {"north", "west"}),
-        (AccountRules(allowed=("south", "west"), ignored=("west",)), {"south", "south/eu"}),
-    ],
-)
-def test_account_rules_hold_for_every_request(rules: AccountRules, expected: set[str]) -> None:
-    at = scene()
-    assert set(at.rank(rules=rules)) == expected
-    assert set(order({}, at=at, rules=rules)) == expected
-
-
-def test_a_request_can_tighten_an_accounts_rules_and_never_relax_them() -> None:
-    rules = AccountRules(zdr=True, allowed=("west", "south"))
-    assert order({"zdr": False, "data_collection": "allow"}, rules=rules) == ["west"]
-    with pytest.raises(NoEndpointMatches):
-        order({"only": ["north"]}, rules=rules)
-
-
-def test_a_provider_that_says_nothing_is_taken_to_train_and_retain() -> None:
-    at = Scene(model_of([endpoint("silent"), endpoint("west")]), data={"silent": None, "west": FORGETS})
-    assert at.rank() == ["west"]
-
-
-def test_free_endpoints_that_train_have_a_toggle_of_their_own() -> None:
-    at = Scene(model_of([endpoint("north", 0.0)]), data=DATA)
-    assert at.rank(rules=AccountRules(train_free=True)) == ["north"]
-    with pytest.raises(NoEndpointMatches, match=r"\(Free model training\)"):
-        at.rank(rules=AccountRules(train_paid=True))
-
-
-def test_endpoints_that_declare_no_parameters_are_not_refused() -> None:
-    at = Scene(model_of([endpoint("local")]))
-    assert at.rank(needs=Needs(parameters=frozenset({"tools", "tool_choice"}), forces_tool=True)) == ["local"]
 
 
 def two_models() -> Scene:

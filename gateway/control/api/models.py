@@ -7,7 +7,7 @@ distillable, benchmarks) are ignored as unknown parameters are, and orders by th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from urllib.parse import urlencode
 
 import msgspec
@@ -32,6 +32,8 @@ from gateway.control.catalog_source import CatalogSource
 from gateway.domain.catalog import Catalog, Model, Provider
 from gateway.domain.errors import BadRequest, NotFound
 from gateway.domain.money import parse_usd
+from gateway.domain.rules import AccountRules
+from gateway.routing.filters import rules_steps, traits_of
 from gateway.routing.fleet import UNSEEN, Shown
 
 LIMIT_DEFAULT = 500
@@ -53,19 +55,21 @@ Keep = Callable[[_Listed], bool]
 
 
 class ModelsApi:
-    """Handlers over the catalog in force. `now` is unix time; `public_url` is where pages are, "" where nobody knows; `shown` says
-    what is known of an endpoint, by its id.
+    """Handlers over the catalog in force. `rules`: of an account, by its id. `now` is unix time; `public_url` is where pages are, ""
+    where nobody knows; `shown` says what is known of an endpoint, by its id.
     """
 
     def __init__(
         self,
         *,
         catalogs: CatalogSource,
+        rules: Callable[[str], Awaitable[AccountRules]],
         public_url: str = "",
         shown: Callable[[str], Shown] = lambda endpoint_id: UNSEEN,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._catalogs = catalogs
+        self._rules = rules
         self._public_url = public_url.rstrip("/")
         self._shown = shown
         self._now = now
@@ -111,7 +115,15 @@ class ModelsApi:
         return _page(call, call.query, found)
 
     async def list_models_of_account(self, call: Call[ModelsQuery, Nothing]) -> web.Response:
-        return _page(call, call.query, self._matching(call.query))
+        """Those of which the account's rules leave an endpoint."""
+        keeps = [keep for keep, _ in rules_steps(await self._rules(call.caller.account_id))]
+        providers = self._catalogs.catalog.providers
+
+        def is_left(model: Model) -> bool:
+            traits = [traits_of(model, endpoint, providers[endpoint.provider]) for endpoint in model.endpoints]
+            return any(all(keep(each) for keep in keeps) for each in traits)
+
+        return _page(call, call.query, [listed for listed in self._matching(call.query) if is_left(listed.model)])
 
     async def list_embedding_models(self, call: Call[ModelsQuery, Nothing]) -> web.Response:
         return _page(call, call.query, self._matching(msgspec.structs.replace(call.query, output_modalities="embeddings")))

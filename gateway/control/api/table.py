@@ -14,6 +14,7 @@ from gateway.control.api.generation import GenerationApi
 from gateway.control.api.key import KeyApi
 from gateway.control.api.keys import KeysApi
 from gateway.control.api.models import ModelsApi
+from gateway.control.api.privacy import PrivacyApi
 from gateway.control.api.route import Access, Route
 from gateway.control.api.site import SiteApi
 from gateway.control.catalog_source import CatalogSource
@@ -58,13 +59,14 @@ def public_routes(
         now=now,
     )
     routes = [
-        *ModelsApi(catalogs=catalogs, public_url=settings.server.public_url, shown=shown, now=now).routes(),
+        *ModelsApi(catalogs=catalogs, rules=store.rules, public_url=settings.server.public_url, shown=shown, now=now).routes(),
         *KeyApi(store=store, limits=settings.limits, now=now).routes(),
         *keys("/keys", "management", management=False).routes(),
         # With a management key one could make more of them, or take them from others: for people alone.
         *keys("/management-keys", "session", management=True).routes(),
         *CreditsApi(store=store).routes(),
         *ActivityApi(store=store, catalogs=catalogs, now=now).routes(),
+        *PrivacyApi(store=store, catalogs=catalogs, on_key_changed=on_key_changed).routes(),
         *GenerationApi(store=store, catalogs=catalogs).routes(),
         *ConsentsApi(store=store, on_key_changed=on_key_changed, now=now).routes(),
         *accounts.routes(),

@@ -221,6 +221,9 @@ class Store(ManagementStore, Protocol):
     async def list_keys(self, account_id: str, *, offset: int = 0, limit: int = 100) -> list[Key]:
         """Newest first."""
 
+    async def rules(self, account_id: str) -> AccountRules:
+        """What the account allows; `NO_RULES` also where there is no such account."""
+
     async def change_rules(self, account_id: str, change: RulesChange) -> tuple[AccountRules, list[KeyRecord]]:
         """What the account allows from now on, and all its keys with that. Raises NotFound: no such account."""
 

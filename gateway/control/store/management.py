@@ -139,6 +139,9 @@ class ManagementStore(Protocol):
         """Deleted accounts whose generations are to be erased -> until when (unix seconds)."""
 
     async def erase_generations(self, account_id: str, after_id: str, limit: int) -> str | None:
-        """Remove what is personal from the next generations after this id; the last id, or None when there are no more."""
+        """Remove what is personal from the account's next `limit` generations after this one ("": from the first).
+
+        The id of the last of them, or None when there are no more. What it costs does not grow with other accounts' generations.
+        """
 
     async def finish_erasure(self, account_id: str) -> None: ...

@@ -80,13 +80,6 @@ async def test_INP_06_names_match_exactly_or_not_at_all(premises: Premises, name
             assert answer.status == 404
 
 
-async def test_the_models_of_an_account_are_listed_for_its_keys(premises: Premises) -> None:
-    everybody = await premises.ask("GET", "/api/v1/models")
-    for secret in (premises.ada, premises.ada_management):
-        assert await premises.ask("GET", "/api/v1/models/user", secret) == everybody
-    await premises.ask("GET", "/api/v1/models/user", None, 401)
-
-
 @pytest.mark.parametrize("query", ["use_rss=true", "use_rss_chat_links=true", "use_rss=true&sort=newest&q=sage"])
 async def test_the_feed_is_rss_newest_first(premises: Premises, query: str) -> None:
     async with premises.http.get(f"/api/v1/models?{query}") as answer:

@@ -142,6 +142,10 @@ class SqliteStore(SqliteManagement):
     async def list_keys(self, account_id: str, *, offset: int = 0, limit: int = 100) -> list[Key]:
         return [accounts.key_of(row) for row in await self._read(accounts.KEYS_OF_ACCOUNT, (account_id, limit, offset))]
 
+    async def rules(self, account_id: str) -> AccountRules:
+        rows = await self._read(accounts.RULES, (account_id,))
+        return accounts.rules_of(rows[0][0] if rows else None)
+
     async def change_rules(self, account_id: str, change: RulesChange) -> tuple[AccountRules, list[KeyRecord]]:
         async with self._transaction() as db:
             rules, keys = await accounts.change_rules(db, account_id, change)

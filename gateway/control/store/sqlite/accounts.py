@@ -21,6 +21,7 @@ _KEY_COLUMNS = (
 
 ACCOUNT = "SELECT id, email, created_at_ms, password_hash FROM accounts WHERE id = ?"
 ACCOUNTS = "SELECT id, email, created_at_ms, password_hash FROM accounts ORDER BY created_at_ms, id LIMIT ? OFFSET ?"
+RULES = "SELECT rules FROM account_rules WHERE account_id = ?"
 _KEY = f"{_KEY_COLUMNS}, (SELECT rules FROM account_rules WHERE account_rules.account_id = keys.account_id)"  # noqa: S608
 KEYS = f"SELECT {_KEY} FROM keys WHERE digest IN (SELECT value FROM json_each(?))"  # noqa: S608
 KEYS_OF_ACCOUNT = f"SELECT {_KEY} FROM keys WHERE account_id = ? ORDER BY created_at_ms DESC, digest LIMIT ? OFFSET ?"  # noqa: S608
@@ -73,7 +74,7 @@ async def require_account(db: aiosqlite.Connection, account_id: str) -> None:
 async def change_rules(db: aiosqlite.Connection, account_id: str, change: RulesChange) -> tuple[AccountRules, list[Key]]:
     """Within a transaction. Raises NotFound."""
     await require_account(db, account_id)
-    row = await row_of(db, "SELECT rules FROM account_rules WHERE account_id = ?", (account_id,))
+    row = await row_of(db, RULES, (account_id,))
     rules = change.applied_to(rules_of(row[0] if row is not None else None))
     everything = msgspec.json.encode(msgspec.structs.asdict(rules)).decode()
     await db.execute("INSERT OR REPLACE INTO account_rules (account_id, rules) VALUES (?, ?)", (account_id, everything))

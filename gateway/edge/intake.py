@@ -1,0 +1,77 @@
+"""Whose request begins next, when more arrive than can be served at once.
+
+To begin a request costs its edge about as much as to answer it. A turn of the loop that begins hundreds of them keeps all
+answers under way, and everybody else's request, waiting meanwhile. So a turn that has run for `TURN_S` begins no more: what
+has arrived waits by account, and each later turn takes one of each account, round and round, until its time is up. Who
+floods waits behind himself; once his oldest request has waited for `WAIT_S_MAX` his next ones are refused, which costs a
+fraction of serving them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway.edge.exchange import InferenceExchange
+
+TURN_S = 0.001
+WAIT_S_MAX = 1.0
+
+
+class Intake:
+    """Lets requests begin at once while there is time, else in turns by account. Times are of `time.perf_counter`, in seconds."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._turn_at = 0.0  # when this turn of the loop began its first request; 0: it has begun none
+        self._waiting: dict[str, deque[tuple[float, InferenceExchange]]] = {}  # by account, whose turn it is first
+
+    def __repr__(self) -> str:
+        return f"<Intake waiting {self.waiting} of {len(self._waiting)} accounts>"
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have arrived and not begun."""
+        return sum(map(len, self._waiting.values()))
+
+    def has_time(self, now: float) -> bool:
+        """Whether a request may begin in this turn; else it is to `wait`."""
+        if not self._turn_at:
+            self._turn_at = now
+            self._loop.call_soon(self.next_turn)
+            return True
+        return now - self._turn_at < TURN_S and not self._waiting
+
+    def wait(self, exchange: InferenceExchange, account_id: str, now: float) -> bool:
+        """`exchange.begin_late` will be called when its turn has come. False: its account has waited for too long already."""
+        queue = self._waiting.get(account_id)
+        if queue is None:
+            queue = self._waiting[account_id] = deque()
+        elif now - queue[0][0] > WAIT_S_MAX:
+            return False
+        queue.append((now, exchange))
+        return True
+
+    def next_turn(self) -> None:
+        """The loop calls this between two looks at its sockets, while there is anything to do."""
+        if not self._waiting:
+            self._turn_at = 0.0
+            return
+        self._loop.call_soon(self.next_turn)  # after the sockets were looked at again
+        self._turn_at = now = time.perf_counter()
+        until = now + TURN_S
+        while self._waiting and now < until:
+            account_id = next(iter(self._waiting))
+            queue = self._waiting.pop(account_id)
+            since, exchange = queue.popleft()
+            if queue:
+                self._waiting[account_id] = queue  # behind the others
+            try:
+                exchange.begin_late(now - since)
+            except Exception:
+                exchange.abandon()
+                raise
+            now = time.perf_counter()

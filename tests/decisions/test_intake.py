@@ -1,0 +1,117 @@
+"""Who begins when a turn of the loop is full: one of each account in the round, and nobody after a second of waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from gateway.edge.exchange import InferenceExchange
+from gateway.edge.intake import TURN_S, WAIT_S_MAX, Intake
+
+
+class Turns:
+    """A loop that is turned by hand, and a clock that stands still until moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self._soon: list[Callable[[], None]] = []
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._soon.append(callback)
+
+    def turn(self) -> None:
+        soon, self._soon = self._soon, []
+        for callback in soon:
+            callback()
+
+    @property
+    def idle(self) -> bool:
+        return not self._soon
+
+
+class Request:
+    """Takes `cost_s` to begin."""
+
+    def __init__(self, turns: Turns, name: str, begun: list[str], cost_s: float = TURN_S * 0.26, breaks: bool = False) -> None:
+        self._turns, self._name, self._begun, self._cost_s, self._breaks = turns, name, begun, cost_s, breaks
+        self.waited_s = 0.0
+        self.abandoned = False
+
+    def begin_late(self, waited_s: float) -> None:
+        self.waited_s = waited_s
+        self._turns.now += self._cost_s
+        if self._breaks:
+            raise RuntimeError(self._name)
+        self._begun.append(self._name)
+
+    def abandon(self) -> None:
+        self.abandoned = True
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
+    turns = Turns()
+    monkeypatch.setattr("gateway.edge.intake.time.perf_counter", lambda: turns.now)
+    return turns
+
+
+def full(turns: Turns) -> Intake:
+    """An intake in a turn that has run out of time."""
+    intake = Intake(cast(asyncio.AbstractEventLoop, turns))
+    assert intake.has_time(turns.now)
+    turns.now += TURN_S
+    assert not intake.has_time(turns.now)
+    return intake
+
+
+def waits(intake: Intake, request: Request, account: str, now: float) -> bool:
+    return intake.wait(cast(InferenceExchange, cast(Any, request)), account, now)
+
+
+def test_accounts_take_turns_and_each_keeps_its_order(turns: Turns) -> None:
+    intake, begun = full(turns), list[str]()
+    for name in ("a1", "a2", "a3", "a4", "a5", "b1", "c1", "b2"):
+        assert waits(intake, Request(turns, name, begun), name[0], turns.now)
+    assert intake.waiting == 8
+    turns.turn()
+    assert begun == ["a1", "b1", "c1", "a2"]
+    assert not intake.has_time(turns.now)  # who comes now is not before those who wait
+    turns.turn()
+    assert begun[4:] == ["b2", "a3", "a4", "a5"]
+    turns.turn()
+    assert intake.waiting == 0 and turns.idle and intake.has_time(turns.now)
+
+
+def test_a_turn_without_a_flood_lets_everybody_begin(turns: Turns) -> None:
+    intake = Intake(cast(asyncio.AbstractEventLoop, turns))
+    for _ in range(5):
+        assert intake.has_time(turns.now) and intake.has_time(turns.now + TURN_S / 2)
+        turns.turn()
+        assert turns.idle
+        turns.now += 1
+
+
+def test_whose_oldest_request_waits_too_long_is_refused_and_nobody_else(turns: Turns) -> None:
+    intake, begun = full(turns), list[str]()
+    slow = Request(turns, "a1", begun)
+    assert waits(intake, slow, "a", turns.now)
+    assert waits(intake, Request(turns, "a2", begun), "a", turns.now + WAIT_S_MAX)
+    assert not waits(intake, Request(turns, "a3", begun), "a", turns.now + WAIT_S_MAX * 1.01)
+    assert waits(intake, Request(turns, "b1", begun), "b", turns.now + WAIT_S_MAX * 2)
+    turns.now += WAIT_S_MAX * 2
+    turns.turn()
+    assert begun == ["a1", "b1", "a2"] and slow.waited_s == pytest.approx(WAIT_S_MAX * 2)
+
+
+def test_one_that_breaks_does_not_take_the_others_turn(turns: Turns) -> None:
+    intake, begun = full(turns), list[str]()
+    broken = Request(turns, "a1", begun, breaks=True)
+    waits(intake, broken, "a", turns.now)
+    waits(intake, Request(turns, "b1", begun), "b", turns.now)
+    with pytest.raises(RuntimeError):
+        turns.turn()
+    turns.turn()
+    assert broken.abandoned and begun == ["b1"]

@@ -1,0 +1,1 @@
+"""The link between edges and control: both ends in one process, on real unix sockets."""
