@@ -194,6 +194,7 @@ class ContinuableAttempt(StreamAttempt):
             exchange.generation_id,
             choice.model.id,
             upstream.provider.name,
+            choice.shape,
             continuation.transcript,
             goes_on=bool(continuation.parts),
             repeats=bool(continuation.parts) and choice.endpoint.prefill in REPEATS and exchange.kind == "chat",
@@ -211,12 +212,12 @@ class ContinuableAttempt(StreamAttempt):
     def resume(self) -> None:
         self._continuation.is_paused = False
         if not self.committed:  # as below: the caller's pause is no time of the provider's
-            self.phase_at = self._exchange.parts.loop.time() + self._idle_s()
+            self.phase_at = self._exchange.parts.loop.time() + self._idle_s
         super().resume()
 
     def phase_expired(self) -> None:
         if self._call is not None and self._call.paused:  # a caller that has a part already may be slow before the next one comes
-            self.phase_at = self._exchange.parts.loop.time() + self._idle_s()
+            self.phase_at = self._exchange.parts.loop.time() + self._idle_s
         else:
             super().phase_expired()
 

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.wire.completion import unveil, veil
+from gateway.wire.shape import Shape
 from gateway.wire.sse import Splicer
 
 TEXT_BYTES_MAX = 1_048_576  # a longer answer is not kept, and not continued
@@ -66,8 +67,10 @@ class TranscribingSplicer(Splicer):
 
     __slots__ = ("_at", "_begun_with", "_goes_on", "_repeated", "_transcript", "_waiting", "_waiting_text")
 
-    def __init__(self, generation_id: str, model: str, provider: str, transcript: Transcript, *, goes_on: bool, repeats: bool) -> None:
-        super().__init__(generation_id, model, provider)
+    def __init__(
+        self, generation_id: str, model: str, provider: str, shape: Shape, transcript: Transcript, *, goes_on: bool, repeats: bool
+    ) -> None:
+        super().__init__(generation_id, model, provider, shape)
         self._transcript = transcript
         self._goes_on = goes_on
         self._begun_with = (transcript.plain() or "") if repeats else ""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gateway.wire.cutter import EventCutter
 from gateway.wire.envelope import parse
 from gateway.wire.prefill import continued, spelled
+from gateway.wire.shape import Shape
 from gateway.wire.transcript import TEXT_BYTES_MAX, TranscribingSplicer, Transcript
 
 TEXTS = st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=8)
@@ -70,7 +71,7 @@ def test_a_stream_cut_anywhere_and_gone_on_with_has_each_character_once(
 ) -> None:
     whole, transcript = "".join(texts), Transcript()
     data = events(pieces_of(texts, is_ascii=is_ascii, halves=halves and is_ascii), spaced=spaced)
-    first = TranscribingSplicer("gen-1", "acme/a", "North", transcript, goes_on=False, repeats=False)
+    first = TranscribingSplicer("gen-1", "acme/a", "North", Shape(), transcript, goes_on=False, repeats=False)
     sent = spliced(first, data[: at % (len(data) + 1)], cuts)
     said = text_in(sent)
     assert transcript.plain() == said and whole.startswith(said) and transcript.can_go_on
@@ -82,7 +83,7 @@ def test_a_stream_cut_anywhere_and_gone_on_with_has_each_character_once(
     assert request is not None
     asked = json.loads(request.body_for("m"))["messages"]
     assert asked[1:] == ([{"role": "assistant", "content": said}] if said else [])
-    second = TranscribingSplicer("gen-1", "acme/a", "South", transcript, goes_on=True, repeats=repeats)
+    second = TranscribingSplicer("gen-1", "acme/a", "South", Shape(), transcript, goes_on=True, repeats=repeats)
     rest = [said, *whole[len(said) :]] if repeats else [whole[len(said) :]]
     answer = events([escaped(each, is_ascii=not is_ascii) for each in rest if each], spaced=spaced, created=9)
     more = spliced(second, answer, cuts)
@@ -105,7 +106,7 @@ def test_a_stream_cut_anywhere_and_gone_on_with_has_each_character_once(
 def test_what_repeats_the_text_before_is_left_out_and_nothing_else(answer: list[str], new: str) -> None:
     transcript = Transcript()
     transcript.read(b"Once upon")
-    splicer = TranscribingSplicer("gen-1", "acme/a", "South", transcript, goes_on=True, repeats=True)
+    splicer = TranscribingSplicer("gen-1", "acme/a", "South", Shape(), transcript, goes_on=True, repeats=True)
     assert text_in(spliced(splicer, events(answer), [])) == new
     assert transcript.plain() == "Once upon" + new
 
@@ -125,7 +126,7 @@ def test_what_repeats_the_text_before_is_left_out_and_nothing_else(answer: list[
 )
 def test_only_what_is_text_can_be_gone_on_with(delta: dict[str, Any], goes_on: bool) -> None:
     transcript = Transcript()
-    splicer = TranscribingSplicer("gen-1", "acme/a", "North", transcript, goes_on=False, repeats=False)
+    splicer = TranscribingSplicer("gen-1", "acme/a", "North", Shape(), transcript, goes_on=False, repeats=False)
     chunk = {"id": "u", "object": "chat.completion.chunk", "created": 7, "model": "m", "choices": [{"index": 0, "delta": delta}]}
     assert splicer.splice(b"data: " + json.dumps(chunk).encode() + b"\n\n")
     assert transcript.can_go_on is goes_on
