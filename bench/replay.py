@@ -33,6 +33,7 @@ from gateway.edge.providers import Providers
 from gateway.edge.report import ExchangeReport
 from gateway.edge.server import EdgeServer
 from gateway.edge.settlement import Settlement
+from gateway.edge.site import Site
 from gateway.edge.snapshots import Choice, Keys, choices_of
 from gateway.edge.telemetry import Telemetry
 from gateway.ledger.book import Book
@@ -116,6 +117,7 @@ class Replay:
             keys=Keys(cast(LinkClient, KnownKeys())),
             admission=admission,
             settlement=self._settlement,
+            site=Site(Server()),
             router=router,
             retries=RetryBudget(share=0.2, per_s=10.0, edges=1, attempts_max=routing.attempts_max, now_s=loop.time()),
             attempts_max=routing.attempts_max,

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -56,6 +57,11 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     write_stall_s: Seconds = 10.0
     hang_s: SecondsOrOff = 5.0
     drain_s: SecondsOrOff = 30.0
+
+    @property
+    def public_origin(self) -> str:
+        """What browsers call the origin of our pages; "" where `public_url` does not say."""
+        return "{0.scheme}://{0.netloc}".format(urlsplit(self.public_url)) if self.public_url else ""
 
 
 class Operations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -127,6 +133,10 @@ class Billing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     overshoot_usd: Decimals = "0.05"
 
 
+class Accounts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    signup: bool = True
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     catalog: Annotated[tuple[str, ...], Meta(min_length=1)] = ("catalog.toml",)
     server: Server = Server()
@@ -138,6 +148,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     routing: Routing = Routing()
     limits: Limits = Limits()
     billing: Billing = Billing()
+    accounts: Accounts = Accounts()
 
 
 class ConfigError(Exception):

@@ -348,13 +348,12 @@ def pytest_runtest_protocol() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Long forms run by `-m soak` only."""
-    if "soak" in config.getoption("-m"):
-        return
-    long = [item for item in items if item.get_closest_marker("soak")]
-    if long:
-        items[:] = [item for item in items if item not in long]
-        config.hook.pytest_deselected(items=long)
+    """Long forms run by `-m soak` only, those that need node by `-m node`."""
+    asked = config.getoption("-m")
+    left = [item for item in items for name in ("soak", "node") if name not in asked and item.get_closest_marker(name)]
+    if left:
+        items[:] = [item for item in items if item not in left]
+        config.hook.pytest_deselected(items=left)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -21,6 +21,7 @@ from gateway.domain.errors import BadRequest
 from gateway.domain.keys import KeyRecord, digest, label, new_secret
 from gateway.domain.money import format_usd, parse_usd
 from gateway.domain.rules import RulesChange
+from gateway.domain.sessions import session_name
 from gateway.settings import Billing
 
 NAME_MAX = 200
@@ -102,7 +103,7 @@ class Administration:
         self,
         *,
         store: Store,
-        on_key_changed: Callable[[str, KeyRecord], None] = lambda digest, record: None,
+        on_key_changed: Callable[[str, KeyRecord | None], None] = lambda digest, record: None,
         on_funded: Callable[[str], None] = lambda resource: None,
         drained: Callable[[], Awaitable[bool]],
         billing: Billing,
@@ -154,6 +155,8 @@ class Administration:
         rules, keys = await self._store.change_rules(wish.account_id, change)
         for key in keys:
             self._on_key_changed(key.digest, key)
+        for session in await self._store.sessions_of(wish.account_id):
+            self._on_key_changed(session_name(session), None)  # to be asked about anew
         return AccountRulesSet(
             account_id=wish.account_id,
             train_paid=rules.train_paid,

@@ -26,6 +26,7 @@ from gateway.control.catalog_source import CatalogSource
 from gateway.control.erasure import Erasure
 from gateway.control.expiry import Expiry
 from gateway.control.fleet import FleetWatch
+from gateway.control.key_lookup import KeyLookup
 from gateway.control.leases import LeaseDesk
 from gateway.control.prometheus import read_back
 from gateway.control.store import RefusalReason, Store
@@ -104,11 +105,13 @@ class Control:
             desk.left(incarnation)
             bookkeeper.wake()
 
+        lookup = KeyLookup(store=store)
+        await parts.enter_async_context(_running(lookup.run(), "sessions"))
         link = LinkServer(
             address=self._runtime.socket(LINK),
             incarnation=self._args.incarnation,
             catalog=self._catalogs.catalog,
-            find_keys=store.find_keys,
+            find_keys=lookup.find,
             on_joined=joined,
             on_left=left,
             on_report=telemetry.report,
@@ -193,7 +196,7 @@ class Control:
                 link.send_to(incarnation, Recall(resource))  # what an edge has unused was granted under another limit
             link.push_funded(resource)
 
-        authentication = Authentication(store=store, public_url=self._settings.server.public_url)
+        authentication = Authentication(store=store, origin=self._settings.server.public_origin)
         routes = public_routes(
             authentication=authentication,
             store=store,

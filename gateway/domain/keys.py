@@ -18,7 +18,7 @@ SECRET_BYTES_MAX = 512  # of what a caller presents
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What admission needs of a key. The secret itself is never stored anywhere."""
 
-    digest: str  # lowercase hex SHA-256 of the whole plaintext; also the public id of the key (`hash`)
+    digest: str  # lowercase hex SHA-256 of the whole plaintext; also the public id of the key (`hash`); "" for a session, which is no key
     account_id: str
     name: str
     label: str  # masked form for display and logs
@@ -28,6 +28,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     limit_nanos: int | None = None  # what may be spent per window; None: no limit of its own
     limit_reset: LimitReset | None = None  # None: the window is all time
     rules: AccountRules = NO_RULES  # the account's
+    session: bool = False  # a signed-in browser, in place of a key
 
 
 def new_secret() -> str:

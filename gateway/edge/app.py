@@ -19,6 +19,7 @@ from gateway.edge.resolver import Resolver
 from gateway.edge.running import Running
 from gateway.edge.server import EdgeServer
 from gateway.edge.settlement import Settlement
+from gateway.edge.site import Site
 from gateway.edge.snapshots import Choice, Keys, choices_of
 from gateway.edge.telemetry import Telemetry
 from gateway.edge.upstream import Origin, Pool
@@ -73,6 +74,7 @@ class Edge:
                 keys=self._keys,
                 admission=self._admission,
                 settlement=self._settlement,
+                site=Site(settings.server),
                 router=self._router,
                 retries=self._make_retries(),
                 attempts_max=routing.attempts_max,

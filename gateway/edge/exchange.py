@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from random import random
 
-from gateway.domain.errors import CallerGone, DeadlineExceeded, Draining, GatewayError, NoEndpointAvailable, Overloaded, Unauthenticated
+from gateway.domain.errors import CallerFault, CallerGone, DeadlineExceeded, Draining, GatewayError, NoEndpointAvailable, Overloaded
 from gateway.domain.keys import KeyRecord
 from gateway.edge.admission import quote, worst_nanos
 from gateway.edge.attempts import AnswerAttempt, Attempt
@@ -22,7 +22,7 @@ from gateway.edge.endings import error_answer, error_end, explained_usage
 from gateway.edge.explanation import Explanation
 from gateway.edge.heads import RequestHead
 from gateway.edge.parts import Parts
-from gateway.edge.presented import presented, refusal_of
+from gateway.edge.presented import Presented, presented, refusal_of
 from gateway.edge.relay import StreamAttempt
 from gateway.edge.responses import error_headers
 from gateway.edge.selection import next_of, remaining, select
@@ -110,17 +110,20 @@ class InferenceExchange:
         self._asked = True
         head = self.head
         try:
-            known = head.presented = head.presented or presented(head)
-        except Unauthenticated as error:
+            known = head.presented = head.presented or self._presented(head)
+        except CallerFault as error:
             self._fail(error)
             return
         self.parts.keys.find(known.key_digest, self._on_key)
+
+    def _presented(self, head: RequestHead) -> Presented:
+        return presented(head, self.parts.site, self._caller.peer if self._caller is not None else "")
 
     def _on_key(self, key: KeyRecord | None, unavailable: bool) -> None:
         if self.finished:
             return
         self.key = key
-        error = refusal_of(key, unavailable)
+        error = refusal_of(key, unavailable, self.head)
         if error is not None:
             self._fail(error)
         elif key is not None and self._body is not None:

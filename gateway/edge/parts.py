@@ -9,6 +9,7 @@ from gateway.domain.generation import GenerationIds
 from gateway.edge.admission import Admission
 from gateway.edge.intake import Intake
 from gateway.edge.providers import Providers
+from gateway.edge.site import Site
 from gateway.edge.snapshots import Choice, Keys
 from gateway.routing.budget import RetryBudget
 from gateway.routing.router import Router
@@ -23,8 +24,8 @@ class Parts:
     """What every exchange of an edge uses."""
 
     __slots__ = (
-        "admission", "attempts_max", "ids", "intake", "keys", "loop", "providers", "report", "retries", "router", "settlement", "timeouts",
-        "upstream",
+        "admission", "attempts_max", "ids", "intake", "keys", "loop", "providers", "report", "retries", "router", "settlement", "site",
+        "timeouts", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -33,6 +34,7 @@ class Parts:
         keys: Keys,
         admission: Admission,
         settlement: Settlement,
+        site: Site,
         router: Router[Choice],
         retries: RetryBudget,
         attempts_max: int,
@@ -47,6 +49,7 @@ class Parts:
         self.keys = keys
         self.admission = admission
         self.settlement = settlement
+        self.site = site
         self.router = router
         self.retries = retries
         self.attempts_max = attempts_max

@@ -10,6 +10,7 @@ from gateway.domain.errors import GatewayError, Overloaded, StoreUnavailable
 from gateway.edge.caller import CallerConnection
 from gateway.edge.heads import RequestHead
 from gateway.edge.upstream import Call, Pool
+from gateway.wire.forwarded import CallerOrigin
 from gateway.wire.framing import FramingError, content_length
 
 CONNECT_S = 2.0
@@ -19,7 +20,8 @@ _HOP_BY_HOP = frozenset(
     "content-length".split()
 )
 CALLER_HEADER = "X-Gateway-Caller"
-# Where a request comes from is told by CALLER_HEADER alone: what callers claim of it stays outside.
+SCHEME_HEADER = "X-Gateway-Scheme"
+# Where a request comes from is told by these alone: what callers claim of it stays outside.
 _CLAIMS = frozenset(("forwarded", "x-real-ip"))
 _CLAIM_PREFIXES = ("x-gateway-", "x-forwarded-", "proxy")
 
@@ -27,12 +29,15 @@ _CLAIM_PREFIXES = ("x-gateway-", "x-forwarded-", "proxy")
 class Passage:
     """One relayed request. Control answers it; this only carries."""
 
-    __slots__ = ("_begun", "_call", "_caller", "_control", "_head", "_length", "_on_answered", "_status", "ends_with_eof")
+    __slots__ = ("_begun", "_call", "_caller", "_control", "_head", "_length", "_on_answered", "_origin", "_status", "ends_with_eof")
 
-    def __init__(self, control: Pool, caller: CallerConnection, head: RequestHead, on_answered: Callable[[int], None]) -> None:
+    def __init__(
+        self, control: Pool, caller: CallerConnection, head: RequestHead, origin: CallerOrigin, on_answered: Callable[[int], None]
+    ) -> None:
         self._control = control
         self._caller: CallerConnection | None = caller
         self._head = head
+        self._origin = origin
         self._on_answered = on_answered
         self._call: Call | None = None
         self._begun = False
@@ -47,7 +52,7 @@ class Passage:
         assert self._caller is not None
         try:
             self._call = self._control.call(
-                _request(self._head, body, self._caller.peer), self, connect_s=CONNECT_S, bodyless=self._head.method == "HEAD"
+                _request(self._head, body, self._origin), self, connect_s=CONNECT_S, bodyless=self._head.method == "HEAD"
             )
         except Overloaded as error:
             self.on_failed(error)
@@ -127,7 +132,7 @@ def _dropped(headers: CIMultiDictProxy[str]) -> frozenset[str]:
     return _HOP_BY_HOP | named if named else _HOP_BY_HOP
 
 
-def _request(head: RequestHead, body: bytes, peer: str) -> bytes:
+def _request(head: RequestHead, body: bytes, origin: CallerOrigin) -> bytes:
     dropped = _dropped(head.headers) | _CLAIMS
     lines = [f"{head.method} {head.target} HTTP/1.1"]
     for name, value in head.headers.items():
@@ -136,7 +141,9 @@ def _request(head: RequestHead, body: bytes, peer: str) -> bytes:
             lines.append(f"{name}: {value}")
     if "Host" not in head.headers:
         lines.append("Host: gateway")
-    lines.append(f"{CALLER_HEADER}: {peer}")
+    lines.append(f"{CALLER_HEADER}: {origin.address}")
+    if origin.scheme:
+        lines.append(f"{SCHEME_HEADER}: {origin.scheme}")
     if body or head.method in ("POST", "PUT", "PATCH"):
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join(lines).encode("utf-8", "surrogateescape") + b"\r\n\r\n" + body

@@ -8,7 +8,9 @@ import msgspec
 
 from gateway.domain.errors import Forbidden, GatewayError, StoreUnavailable, Unauthenticated
 from gateway.domain.keys import PREFIX, KeyRecord, digest, presented_secret
+from gateway.domain.sessions import session_digest
 from gateway.edge.heads import RequestHead
+from gateway.edge.site import Site
 
 TEXT_CHARS_MAX = 256  # of what callers say about themselves
 
@@ -16,7 +18,7 @@ TEXT_CHARS_MAX = 256  # of what callers say about themselves
 class Presented(msgspec.Struct, frozen=True):
     """Read of a head once, and kept with it: callers on a kept connection send the same head again and again."""
 
-    key_digest: str
+    key_digest: str  # or the name of a session
     http_referer: str
     title: str
     user_agent: str
@@ -24,11 +26,16 @@ class Presented(msgspec.Struct, frozen=True):
     explains: bool  # it asks how its endpoint was chosen
 
 
-def presented(head: RequestHead) -> Presented:
-    """Raises Unauthenticated when the head presents no key."""
+def presented(head: RequestHead, site: Site, peer: str) -> Presented:
+    """Raises Unauthenticated when the head presents neither a key nor a session, Forbidden when no page of ours presents the session.
+
+    A key that was presented is the only thing that counts: a wrong one does not fall through to a cookie.
+    """
     header = head.headers.get
+    authorization, x_api_key = header("Authorization"), header("x-api-key")
+    by_key = authorization is not None or x_api_key is not None
     return Presented(
-        key_digest=digest(presented_secret(header("Authorization"), header("x-api-key"))),
+        key_digest=digest(presented_secret(authorization, x_api_key)) if by_key else site.session(head.headers, peer),
         http_referer=said(header("HTTP-Referer") or header("Referer")),
         title=said(header("X-OpenRouter-Title") or header("X-Title")),
         user_agent=said(header("User-Agent")),
@@ -46,13 +53,16 @@ def said(text: str | None) -> str:
     return text[:TEXT_CHARS_MAX]
 
 
-def refusal_of(key: KeyRecord | None, unavailable: bool) -> GatewayError | None:
+def refusal_of(key: KeyRecord | None, unavailable: bool, head: RequestHead) -> GatewayError | None:
     """Why inference is not for the one who presents this key; None: it is. `unavailable`: nobody could say whose it is."""
     if unavailable:
         return StoreUnavailable("keys cannot be checked now; try again", retry_after_s=1.0)
     if key is None:
-        return Unauthenticated("User not found.")
+        by_session = head.presented is not None and session_digest(head.presented.key_digest) is not None
+        return Unauthenticated("This session is over; sign in again" if by_session else "User not found.")
     if key.disabled or (key.expires_at_s is not None and key.expires_at_s <= time.time()):
+        if key.session:
+            return Unauthenticated("This session is over; sign in again")
         return Unauthenticated("This key is disabled or has expired")
     if key.management:
         return Forbidden("Management keys cannot be used for inference; create an API key")

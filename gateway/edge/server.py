@@ -151,7 +151,8 @@ class EdgeServer:
     def open_exchange(self, caller: CallerConnection, head: RequestHead) -> Exchange:
         kind = INFERENCE_ROUTES.get(head.path)
         if kind is None:
-            return Passage(self._control, caller, head, lambda status: self._parts.report.answered(CONTROL_ROUTE, status))
+            origin = self._parts.site.caller(head.headers, caller.peer)
+            return Passage(self._control, caller, head, origin, lambda status: self._parts.report.answered(CONTROL_ROUTE, status))
         if head.method == "POST":
             return InferenceExchange(self._parts, caller, head, kind)
         if head.method == "OPTIONS":

@@ -18,6 +18,7 @@ from gateway.wire.shape import Shape
 
 KEYS_MAX = 200_000
 UNKNOWN_MAX = 20_000
+SESSION_S = 60.0  # so that control knows which browsers are in use; a session that ended is pushed, so nobody relies on this
 UNKNOWN_S = 5.0  # a made-up key costs control one look-up per this long; a new key is pushed, so nobody waits for it
 
 
@@ -52,6 +53,8 @@ class Keys:
             if len(self._known) >= KEYS_MAX:
                 del self._known[next(iter(self._known))]
             self._known[digest] = answer.key
+            if answer.key.session:
+                self._loop.call_later(SESSION_S, self._known.pop, digest, None)
             self._unknown.pop(digest, None)
         elif not answer.unavailable:
             if len(self._unknown) >= UNKNOWN_MAX:

@@ -4,6 +4,8 @@ catalog lists them; dynamic ones (`:nitro`, `:floor`, `:exacto`, `:online`) chan
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from gateway.domain.catalog import Catalog, Model
@@ -14,6 +16,7 @@ from gateway.routing.wishes import SortBy
 SORTS: dict[str, SortBy] = {"nitro": "throughput", "floor": "price", "exacto": "exacto"}
 TIERS = {"nitro": ("priority",), "floor": ("flex",)}
 ONLINE = "online"
+_PLAIN = re.compile(r"(?!.*sk-)[A-Za-z0-9._~@-]{1,64}(/[A-Za-z0-9._~@-]{1,128})?(:[A-Za-z0-9._-]{1,32}){0,4}")  # a key is no name
 ALIASES = ("beta",)  # once meant unmoderated; nothing is moderated here, so it is the model itself
 
 
@@ -38,7 +41,7 @@ def resolve(name: str, catalog: Catalog, *, site: str = "") -> Resolved:
     while model is None:
         base, colon, suffix = base.rpartition(":")
         if not colon:
-            raise UnknownModel("the model is not a valid model ID; see /api/v1/models")
+            raise _unknown(name)
         if suffix in SORTS:
             sort = sort or SORTS[suffix]
             tiers += TIERS.get(suffix, ())
@@ -53,4 +56,10 @@ def resolve(name: str, catalog: Catalog, *, site: str = "") -> Resolved:
 def _unlisted(base: str, suffix: str, catalog: Catalog, site: str) -> NoEndpointMatches | UnknownModel:
     if suffix == "free" and (model := catalog.find(base)) is not None:
         return no_endpoints(f"{model.id}:free", site, "free_variant_ended")
-    return UnknownModel("the model is not a valid model ID; see /api/v1/models")
+    return _unknown(f"{base}:{suffix}")
+
+
+def _unknown(name: str) -> UnknownModel:
+    """Names it where it looks like a model's: text of any other kind is not to come back in an answer."""
+    named = name if _PLAIN.fullmatch(name) else "the model"
+    return UnknownModel(f"{named} is not a valid model ID; see /api/v1/models")

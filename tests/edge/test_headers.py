@@ -18,6 +18,7 @@ from gateway.edge.caller import CallerConnection
 from gateway.edge.heads import RequestHead
 from gateway.edge.passage import Passage
 from gateway.edge.resolver import Resolver
+from gateway.edge.site import Site
 from gateway.edge.upstream import Origin, Pool
 from gateway.settings import Server
 from tests.edge.stage import FIRST, GOOD, HELLO, Stage, behaving, stage_of
@@ -154,6 +155,9 @@ async def test_inp_10_nothing_of_a_providers_error_headers_reaches_a_caller(stag
     assert "canary" not in json.dumps(headers)
 
 
+SITE = Site(Server(trusted_proxies=("10.0.0.0/8",)))
+
+
 class PassageDoor:
     """Lets every request pass to what listens at a unix socket."""
 
@@ -163,7 +167,7 @@ class PassageDoor:
         self._pool = pool
 
     def open_exchange(self, caller: CallerConnection, head: RequestHead) -> Passage:
-        return Passage(self._pool, caller, head, lambda status: None)
+        return Passage(self._pool, caller, head, SITE.caller(head.headers, caller.peer), lambda status: None)
 
     def on_opened(self, caller: CallerConnection) -> None: ...
     def on_closed(self, caller: CallerConnection) -> None: ...

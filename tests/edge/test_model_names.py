@@ -61,3 +61,23 @@ async def test_inp_06_what_looks_like_a_model_is_none(stage: Stage, how: str) ->
     if answered.status == 200:
         assert answered.json["model"] == GOOD
     assert stage.first.books.requests == before[1] and stage.good.books.requests - before[0] == (answered.status == 200)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("acme/none", "acme/none"),
+        ("none", "none"),
+        ("acme/none:nitro:floor", "acme/none:nitro:floor"),
+        (f"{GOOD}:extended", f"{GOOD}:extended"),
+        ("acme/\u202egood", "the model"),
+        ('acme/"><script>', "the model"),
+        ("x" * 200, "the model"),
+        ("sk-or-v1-" + "0" * 40, "the model"),
+        ("acme/sk-or-v1-" + "0" * 40, "the model"),
+    ],
+)
+async def test_a_model_that_is_none_is_named_where_its_name_is_plain(stage: Stage, name: str, told: str) -> None:
+    answer = await stage.ask(name)
+    assert answer.status == 400
+    assert answer.error["message"] == f"{told} is not a valid model ID; see /api/v1/models"

@@ -10,7 +10,7 @@ import contextlib
 import ipaddress
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal
 
 import msgspec
@@ -19,15 +19,15 @@ from msgspec import Meta
 
 from gateway.control.administration import email_address
 from gateway.control.api.attempts import Attempts
-from gateway.control.api.auth import COOKIE, SESSION_S, csrf_token, session_secret
 from gateway.control.api.hashing import Hashing
 from gateway.control.api.http import answer, iso_time
 from gateway.control.api.keys import DeletedAnswer
 from gateway.control.api.route import Call, Nothing, Route
 from gateway.control.store import Account, Store
-from gateway.control.store.management import Session
+from gateway.control.store.management import SESSION_S, Session
 from gateway.domain.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from gateway.domain.keys import KeyRecord, digest
+from gateway.domain.sessions import COOKIE, csrf_token, session_name, session_secret
 
 CALLER_HEADER = "X-Gateway-Caller"  # set by edges, and by nobody else
 ATTEMPTS_S = 900.0
@@ -79,20 +79,22 @@ class SignedOutAnswer(msgspec.Struct, frozen=True):
 
 
 class AccountsApi:
-    """Handlers of accounts and sessions. `on_key_changed(digest, None)` is called for each key that went with its account,
-    `on_deleted()` once an account is. `now` is unix time.
+    """Handlers of accounts and sessions. `on_key_changed(name, None)` is called for each key that went with its account and
+    each session that ended, `on_deleted()` once an account is gone. Without `signup` only the operator makes accounts. `now` is unix time.
     """
 
     def __init__(
         self,
         *,
         store: Store,
+        signup: bool,
         signup_nanos: int,
         on_key_changed: Callable[[str, KeyRecord | None], None],
         on_deleted: Callable[[], None],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
+        self._signup = signup
         self._signup_nanos = signup_nanos
         self._on_key_changed = on_key_changed
         self._on_deleted = on_deleted
@@ -130,6 +132,8 @@ class AccountsApi:
         ]  # fmt: skip
 
     async def sign_up(self, call: Call[Nothing, CredentialsBody]) -> web.Response:
+        if not self._signup:
+            raise Forbidden("Sign-up is closed here; ask whoever runs this gateway for an account")
         email = email_address(call.body.email)
         self._sign_ups.take(_address(call.request))
         password_hash = await self._hashing.hash("password", call.body.password)
@@ -145,31 +149,33 @@ class AccountsApi:
         account = await self._proven(call.request, email, await self._store.account_by_email(email), call.body.password)
         if account is None:
             raise Unauthenticated("Wrong email or password")
-        if secret := session_secret(call.request):
-            await self._store.close_session(digest(secret))  # who signs in anew leaves the old session
+        if secret := session_secret(call.request.headers.get):
+            await self._close_session(digest(secret))  # who signs in anew leaves the old session
         return await self._signed_in(account)
 
     async def get_session(self, call: Call[Nothing, Nothing]) -> web.Response:
         account = await self._account(call.caller.account_id)
-        return answer(self._session_answer(account, session_secret(call.request)))
+        return answer(self._session_answer(account, session_secret(call.request.headers.get)))
 
     async def sign_out(self, call: Call[Nothing, Nothing]) -> web.Response:
         session = call.caller.session
         assert session is not None
-        await self._store.close_session(session.digest)
+        await self._close_session(session.digest)
         return _with_cookie(answer(SignedOutAnswer()), "", 0)
 
     async def change_password(self, call: Call[Nothing, NewPasswordBody]) -> web.Response:
         account = await self._owner(call.request, call.caller.account_id, call.body.password)
         password_hash = await self._hashing.hash("new_password", call.body.new_password)
-        await self._store.set_password(account.id, password_hash)
+        self._sessions_ended(await self._store.set_password(account.id, password_hash))
         return await self._signed_in(msgspec.structs.replace(account, password_hash=password_hash))
 
     async def delete_account(self, call: Call[Nothing, PasswordBody]) -> web.Response:
         account = await self._owner(call.request, call.caller.account_id, call.body.password)
         now_s = int(self._now())
-        for key_digest in await self._store.delete_account(account.id, now_s=now_s, erase_until_s=now_s + ERASE_S):
+        keys, sessions = await self._store.delete_account(account.id, now_s=now_s, erase_until_s=now_s + ERASE_S)
+        for key_digest in keys:
             self._on_key_changed(key_digest, None)
+        self._sessions_ended(sessions)
         self._on_deleted()
         return _with_cookie(answer(DeletedAnswer()), "", 0)
 
@@ -200,6 +206,14 @@ class AccountsApi:
         if not await self._store.open_session(session, proven=account.password_hash, ended_before_s=now_s - SESSION_S):
             raise Unauthenticated("Wrong email or password")  # by now
         return _with_cookie(answer(self._session_answer(account, secret.encode())), secret, SESSION_S)
+
+    async def _close_session(self, session_digest: str) -> None:
+        await self._store.close_session(session_digest)
+        self._sessions_ended((session_digest,))
+
+    def _sessions_ended(self, digests: Iterable[str]) -> None:
+        for session_digest in digests:
+            self._on_key_changed(session_name(session_digest), None)
 
     def _session_answer(self, account: Account, secret: bytes) -> SessionAnswer:
         return SessionAnswer(SessionRow(account.id, account.email, iso_time(account.created_at_ms), csrf_token(secret)))

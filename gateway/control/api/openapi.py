@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from gateway import __version__
-from gateway.control.api.auth import COOKIE, CSRF_HEADER
 from gateway.control.api.route import API_BASES, Access, Nothing, Route
+from gateway.domain.sessions import COOKIE, CSRF_HEADER
 
 Document = dict[str, Any]
 

@@ -26,13 +26,16 @@ ROOT = ("",)  # pages are not below the API's base
 
 
 class SiteApi:
-    """Handlers of documents and pages. `routes` are those that the documents are about."""
+    """Handlers of documents and pages. `routes` are those that the documents are about; without `signup` pages offer none."""
 
-    def __init__(self, routes: Sequence[Route]) -> None:
+    def __init__(self, routes: Sequence[Route], *, signup: bool) -> None:
         document = openapi(routes)
         self._document = orjson.dumps(document)
         self._docs = docs_page(document).encode()
         self._files = {path.name: (path.read_bytes(), TYPES[path.suffix]) for path in PAGES.iterdir() if path.suffix in TYPES}
+        if not signup:
+            page, content_type = self._files["auth.html"]
+            self._files["auth.html"] = page.replace(b"<body>", b'<body class="closed">'), content_type
 
     def routes(self) -> list[Route]:
         return [

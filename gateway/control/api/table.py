@@ -53,6 +53,7 @@ def public_routes(
 
     accounts = AccountsApi(
         store=store,
+        signup=settings.accounts.signup,
         signup_nanos=parse_usd(settings.billing.signup_usd),
         on_key_changed=on_key_changed,
         on_deleted=on_account_deleted,
@@ -71,4 +72,4 @@ def public_routes(
         *ConsentsApi(store=store, on_key_changed=on_key_changed, now=now).routes(),
         *accounts.routes(),
     ]
-    return [*routes, *SiteApi(routes).routes()]
+    return [*routes, *SiteApi(routes, signup=settings.accounts.signup).routes()]

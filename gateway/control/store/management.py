@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from gateway.domain.resources import LimitReset
+from gateway.domain.rules import AccountRules
 
 if TYPE_CHECKING:
     from gateway.control.store import Account, Key, KeyUsage
 
 GRANTED_NOTE = "first credit"
+SESSION_S = 30 * 86_400  # from signing in
+IDLE_S = 7 * 86_400  # since a session was used last
+TOUCH_S = 300  # how exactly that is known
 FORFEIT_BOOK = "gateway:forfeited"  # where the credit of deleted accounts goes
 
 
@@ -23,6 +27,11 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     account_id: str
     created_at_s: int
     used_at_s: int
+
+    @property
+    def ends_at_s(self) -> int:
+        """Unless it is used before."""
+        return min(self.created_at_s + SESSION_S, self.used_at_s + IDLE_S)
 
 
 class KeyChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,8 +115,8 @@ class ManagementStore(Protocol):
     async def sign_up(self, account: Account, *, grant_nanos: int) -> None:
         """Add an account without keys and with credit that nobody paid for. Raises Conflict: the email exists."""
 
-    async def set_password(self, account_id: str, password_hash: str) -> None:
-        """And end all sessions of the account."""
+    async def set_password(self, account_id: str, password_hash: str) -> list[str]:
+        """And end all sessions of the account; their digests."""
 
     async def open_session(self, session: Session, *, proven: str | None, ended_before_s: int) -> bool:
         """Add a session, and forget those that began before this time. False, and no session, where `proven` is not the
@@ -115,6 +124,12 @@ class ManagementStore(Protocol):
         """
 
     async def find_session(self, digest: str) -> Session | None: ...
+
+    async def find_sessions(self, digests: Iterable[str]) -> dict[str, tuple[Session, AccountRules]]:
+        """Those of these digests that exist, with what their accounts allow."""
+
+    async def sessions_of(self, account_id: str) -> list[str]:
+        """The digests of an account's sessions."""
 
     async def touch_session(self, digest: str, used_at_s: int) -> None: ...
 
@@ -129,8 +144,8 @@ class ManagementStore(Protocol):
     async def daily_usage(self, account_id: str, first_day: str, last_day: str, key_digests: Iterable[str] | None) -> list[DailyUsage]:
         """By day, model and endpoint, newest day first; days are included. None: of all keys, also those that are gone."""
 
-    async def delete_account(self, account_id: str, *, now_s: int, erase_until_s: int) -> list[str]:
-        """Forfeit the credit, remove keys, sessions and the address; the digests of its keys.
+    async def delete_account(self, account_id: str, *, now_s: int, erase_until_s: int) -> tuple[list[str], list[str]]:
+        """Forfeit the credit, remove keys, sessions and the address; the digests of its keys and of its sessions.
 
         The account stays in the ledger under its id. Its generations are to be erased until `erase_until_s`.
         """

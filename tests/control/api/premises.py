@@ -26,7 +26,7 @@ from gateway.domain.money import NANOS_PER_USD
 from gateway.domain.usage import Usage
 from gateway.log import Log
 from gateway.routing.fleet import UNSEEN
-from gateway.settings import Billing, Settings
+from gateway.settings import Accounts, Billing, Settings
 from tests.control.test_models_api import catalog
 
 NOW = datetime.datetime(2026, 11, 25, 12, tzinfo=datetime.UTC)  # a Wednesday
@@ -116,9 +116,9 @@ class Browser:
 
 
 @contextlib.asynccontextmanager
-async def opened(folder: Path, *, public_url: str = "", signup_usd: str = "0") -> AsyncIterator[Premises]:
+async def opened(folder: Path, *, public_url: str = "", signup_usd: str = "0", signup: bool = True) -> AsyncIterator[Premises]:
     store = await SqliteStore.open(folder / "gateway.db")
-    settings = Settings(billing=Billing(signup_usd=signup_usd))
+    settings = Settings(billing=Billing(signup_usd=signup_usd), accounts=Accounts(signup=signup))
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, public_url=public_url))
     there: list[Premises] = []
 
@@ -128,7 +128,7 @@ async def opened(folder: Path, *, public_url: str = "", signup_usd: str = "0") -
     def account_deleted() -> None:
         there[0].deleted += 1
 
-    authentication = Authentication(store=store, public_url=public_url, now=now)
+    authentication = Authentication(store=store, origin=settings.server.public_origin, now=now)
     routes = public_routes(
         authentication=authentication,
         store=store,

@@ -19,6 +19,7 @@ from gateway.control.store.management import FORFEIT_BOOK
 from gateway.domain.errors import RateLimited
 from gateway.domain.keys import digest
 from gateway.domain.money import NANOS_PER_USD
+from gateway.domain.sessions import session_name
 from gateway.log import Log
 from tests.control.api.premises import DAY, PASSWORD, Browser, Premises, opened, spent
 
@@ -134,6 +135,17 @@ async def test_signing_up_makes_an_account_that_can_sign_in(tmp_path: Path) -> N
         assert (await browser.ask("GET", "/api/v1/keys"))["data"] == []
 
 
+async def test_sign_up_can_be_closed_for_all_but_the_operator(tmp_path: Path) -> None:
+    async with opened(tmp_path, signup=False) as premises:
+        for email in ("new@example.com", "ada@example.com"):  # known or not
+            refused = await Browser(premises).ask("POST", ACCOUNT, 403, json={"email": email, "password": PASSWORD})
+            assert refused["error"]["message"].startswith("Sign-up is closed here")
+        assert await premises.store.account_by_email("new@example.com") is None
+        await premises.browser()  # whoever has an account uses it
+        async with premises.http.get("/auth") as answer:
+            assert '<body class="closed">' in await answer.text()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -215,9 +227,11 @@ async def test_a_deleted_account_leaves_its_money_in_the_books_and_nothing_perso
         spent(premises.eve, 50, account="user_eve", **personal),
     )  # fmt: skip
     browser = await premises.browser()
+    browser_secret = browser.cookie
     await browser.ask("DELETE", ACCOUNT, 403, json={"password": "wrong"})
     assert await browser.ask("DELETE", ACCOUNT, json={"password": PASSWORD}) == {"deleted": True}
-    assert {changed for changed, record in premises.changed if record is None} == {digest(premises.ada), digest(premises.ada_management)}
+    gone = {digest(premises.ada), digest(premises.ada_management), session_name(digest(browser_secret))}
+    assert {changed for changed, record in premises.changed if record is None} == gone
     assert premises.deleted == 1
     for secret in (premises.ada, premises.ada_management):
         await premises.ask("GET", "/api/v1/credits", secret, 401)

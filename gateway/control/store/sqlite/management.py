@@ -19,6 +19,7 @@ from gateway.domain.errors import BadRequest
 from gateway.domain.generation import Generation
 from gateway.domain.money import AMOUNT_NANOS_MAX
 from gateway.domain.resources import window_start
+from gateway.domain.rules import AccountRules
 
 DAYS_AT_ONCE = 10  # other readers get in between
 CREATION_S = 86_400  # how long a creation may be repeated
@@ -95,10 +96,10 @@ class SqliteManagement:
                 lines = [(account.id, grant_nanos), (GRANTS_BOOK, -grant_nanos)]
                 await ledger.post(db, "grant", lines, reference=f"signup:{account.id}", note=GRANTED_NOTE, now_ms=account.created_at_ms)
 
-    async def set_password(self, account_id: str, password_hash: str) -> None:
+    async def set_password(self, account_id: str, password_hash: str) -> list[str]:
         async with self._transaction() as db:
             await db.execute("UPDATE accounts SET password_hash = ? WHERE id = ? AND deleted_at_ms IS NULL", (password_hash, account_id))
-            await db.execute("DELETE FROM sessions WHERE account_id = ?", (account_id,))
+            return [row[0] for row in await db.execute_fetchall(_END_SESSIONS, (account_id,))]
 
     async def open_session(self, session: Session, *, proven: str | None, ended_before_s: int) -> bool:
         async with self._transaction() as db:
@@ -109,6 +110,15 @@ class SqliteManagement:
     async def find_session(self, digest: str) -> Session | None:
         rows = await self._read("SELECT digest, account_id, created_at_s, used_at_s FROM sessions WHERE digest = ?", (digest,))
         return Session(digest=rows[0][0], account_id=rows[0][1], created_at_s=rows[0][2], used_at_s=rows[0][3]) if rows else None
+
+    async def find_sessions(self, digests: Iterable[str]) -> dict[str, tuple[Session, AccountRules]]:
+        return {
+            row[0]: (Session(digest=row[0], account_id=row[1], created_at_s=row[2], used_at_s=row[3]), accounts.rules_of(row[4]))
+            for row in await self._read(_SESSIONS, (listed(digests),))
+        }
+
+    async def sessions_of(self, account_id: str) -> list[str]:
+        return [row[0] for row in await self._read("SELECT digest FROM sessions WHERE account_id = ?", (account_id,))]
 
     async def touch_session(self, digest: str, used_at_s: int) -> None:
         async with self._transaction() as db:
@@ -148,7 +158,7 @@ class SqliteManagement:
 
     # Deleted accounts.
 
-    async def delete_account(self, account_id: str, *, now_s: int, erase_until_s: int) -> list[str]:
+    async def delete_account(self, account_id: str, *, now_s: int, erase_until_s: int) -> tuple[list[str], list[str]]:
         async with self._transaction() as db:
             await accounts.require_account(db, account_id)
             balance = await row_of(db, "SELECT nanos FROM balances WHERE book = ?", (account_id,))
@@ -156,12 +166,13 @@ class SqliteManagement:
                 lines = [(account_id, -balance[0]), (FORFEIT_BOOK, balance[0])]
                 reference = f"deleted:{account_id}"
                 await ledger.post(db, "adjustment", lines, reference=reference, note="account deleted", now_ms=now_s * 1000)
-            digests = [row[0] for row in await db.execute_fetchall("SELECT digest FROM keys WHERE account_id = ?", (account_id,))]
+            keys = [row[0] for row in await db.execute_fetchall("DELETE FROM keys WHERE account_id = ? RETURNING digest", (account_id,))]
+            sessions = [row[0] for row in await db.execute_fetchall(_END_SESSIONS, (account_id,))]
             for statement in _FORGET:
                 await db.execute(statement, (account_id,))
             await db.execute(_DELETED, (account_id, now_s * 1000, account_id))
             await db.execute("INSERT OR REPLACE INTO erasures VALUES (?, ?)", (account_id, erase_until_s))
-        return digests
+        return keys, sessions
 
     async def erasures(self) -> dict[str, int]:
         return {row[0]: row[1] for row in await self._read("SELECT account_id, until_s FROM erasures", ())}
@@ -208,10 +219,14 @@ def _require_limit(limit_nanos: int | None) -> None:
 
 
 _OPEN_SESSION = "INSERT INTO sessions SELECT ?, ?, ?, ? WHERE EXISTS (SELECT 1 FROM accounts WHERE id = ? AND password_hash = ?)"
+_SESSIONS = """
+SELECT digest, account_id, created_at_s, used_at_s,
+       (SELECT rules FROM account_rules WHERE account_rules.account_id = sessions.account_id)
+FROM sessions WHERE digest IN (SELECT value FROM json_each(?))
+"""
+_END_SESSIONS = "DELETE FROM sessions WHERE account_id = ? RETURNING digest"
 _CREATION = "SELECT digest, account_id, body_digest, key_digest, salt, created_at_s FROM creations WHERE digest = ?"
 _FORGET = (
-    "DELETE FROM keys WHERE account_id = ?",
-    "DELETE FROM sessions WHERE account_id = ?",
     "DELETE FROM auth_codes WHERE account_id = ?",
     "DELETE FROM account_rules WHERE account_id = ?",
     "DELETE FROM creations WHERE account_id = ?",
