@@ -35,6 +35,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool  # stream_options.include_usage
     limit: int | None  # max_tokens or max_completion_tokens
     prompt_tokens: int  # bytes of the text / 4, rounded up
+    begun: int = 0  # tokens of the answer that the prompt has already
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,11 @@ class Event(NamedTuple):
 
 def amount_of(behaviour: Behaviour, ask: Ask) -> Amount:
     reasoning = behaviour.reasoning_deltas if behaviour.reasoning_tokens is None else behaviour.reasoning_tokens
-    limit = reasoning + behaviour.tokens if ask.limit is None else ask.limit
+    tokens = max(0, behaviour.tokens - ask.begun)
+    limit = reasoning + tokens if ask.limit is None else ask.limit
     kept_reasoning = min(reasoning, limit)
-    content = min(behaviour.tokens, limit - kept_reasoning)
-    cut = kept_reasoning + content < reasoning + behaviour.tokens
+    content = min(tokens, limit - kept_reasoning)
+    cut = kept_reasoning + content < reasoning + tokens
     natural = "length" if cut else "tool_calls" if behaviour.tool_call else "stop"
     return Amount(
         prompt=ask.prompt_tokens if behaviour.prompt_tokens is None else behaviour.prompt_tokens,
@@ -157,7 +159,7 @@ class Writer:
     def word(self, beat: int) -> int:
         """The place in WORDS of delta number `beat` (from 0), reasoning first."""
         reasoning_deltas = self.amount.reasoning_deltas
-        return (beat if beat < reasoning_deltas else beat - reasoning_deltas) % len(WORDS)
+        return (beat if beat < reasoning_deltas else beat - reasoning_deltas + self._ask.begun) % len(WORDS)
 
     def delta(self, beat: int) -> bytes:
         """The choice of delta number `beat`."""
@@ -253,10 +255,17 @@ def text_of(tokens: int) -> str:
     return "".join(WORDS) * whole + "".join(WORDS[:rest])
 
 
+def tokens_of(text: str) -> int | None:
+    """The number of tokens whose visible text this is; None: there is none."""
+    whole, rest = divmod(len(text), len("".join(WORDS)))
+    tokens = whole * len(WORDS) + next((count for count in range(len(WORDS)) if len("".join(WORDS[:count])) >= rest), 0)
+    return tokens if text_of(tokens) == text else None
+
+
 def json_body(behaviour: Behaviour, ask: Ask, created: int) -> bytes:
     """The whole answer as one JSON object."""
     amount = amount_of(behaviour, ask)
-    text = text_of(amount.content)
+    text = text_of(ask.begun + amount.content)[len(text_of(ask.begun)) :]
     choice: dict[str, object] = {"index": 0, "finish_reason": amount.finish_reason, "logprobs": None}
     if ask.chat:
         message: dict[str, object] = {"role": "assistant", "content": text}

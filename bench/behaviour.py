@@ -39,6 +39,7 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     reasoning_deltas: Count = 0  # reasoning events before the content
     reasoning_tokens: Count | None = None  # reported inside the completion tokens; None: as many as reasoning_deltas
     tool_call: bool = False  # the tokens are the arguments of one tool call
+    prefill: Literal["continues", "ignored", "refused"] = "continues"  # of a chat that ends in the beginning of the answer
     finish_reason: str = ""  # "": stop, length or tool_calls, whichever is true
 
     # Shape

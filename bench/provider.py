@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import msgspec
 import uvloop
 
-from bench.answers import Ask
+from bench.answers import Ask, tokens_of
 from bench.behaviour import Behaviour
 from bench.books import Books, Entry
 from bench.delivery import Delivery
@@ -34,6 +34,7 @@ from bench.profile import Profile
 
 PIPELINED_BYTES_MAX = 1_048_576  # more waits in the kernel
 PROFILES_MAX = 256
+REFUSES_PREFILL = "status=400;error_message=this model does not support assistant message prefill"
 
 
 class Part(msgspec.Struct, gc=False):
@@ -41,6 +42,7 @@ class Part(msgspec.Struct, gc=False):
 
 
 class Message(msgspec.Struct, gc=False):
+    role: str = ""
     content: str | list[Part] | None = None
 
 
@@ -74,6 +76,11 @@ class Body(msgspec.Struct, gc=False):
                 total += sum(len((part.text or "").encode()) for part in content)
         prompts = self.prompt if isinstance(self.prompt, list) else [self.prompt]
         return total + sum(len(prompt.encode()) for prompt in prompts if isinstance(prompt, str))
+
+    def prefill(self) -> str | None:
+        """The text that the answer has begun with already; None: the prompt ends in no message of the model's own."""
+        last = self.messages[-1] if self.messages else None
+        return last.content if last is not None and last.role == "assistant" and isinstance(last.content, str) else None
 
 
 class Provider:
@@ -153,6 +160,12 @@ class Provider:
         profile = self._models.get(body.model, self._default)
         if body.metadata is not None and body.metadata.sim:
             profile = self._changed_profile(body.model, profile, body.metadata.sim)
+        begun = 0
+        if (prefill := body.prefill()) is not None:
+            if profile.behaviour.prefill == "refused":
+                profile = self._changed_profile(body.model, profile, REFUSES_PREFILL)
+            elif profile.behaviour.prefill == "continues":
+                begun = tokens_of(prefill) or 0
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         return Ask(
             model=body.model,
@@ -161,6 +174,7 @@ class Provider:
             include_usage=body.stream_options is not None and body.stream_options.include_usage is True,
             limit=limit,
             prompt_tokens=(body.text_bytes() + 3) // 4,
+            begun=begun,
         ), profile
 
     def _changed_profile(self, model: str, base: Profile, text: str) -> Profile:

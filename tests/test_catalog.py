@@ -286,6 +286,15 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
             read_catalog(Settings(catalog=(str(folder), str(entry))), environ)
 
 
+@pytest.mark.parametrize(
+    ("line", "prefill"), [("", ""), ("prefill = false", ""), ("prefill = true", "assistant"), ('prefill = "mistral"', "mistral")]
+)
+def test_an_endpoint_goes_on_with_an_answer_only_where_it_is_said_to(line: str, prefill: str) -> None:
+    catalog = accepted(GOOD.replace("pricing", f"{line}\npricing"))
+    assert catalog.models["acme/sage-1"].endpoints[0].prefill == prefill
+    assert "prefill" in str(refused(GOOD.replace("pricing", 'prefill = "odd"\npricing')))
+
+
 @given(st.integers(-AMOUNT_NANOS_MAX, AMOUNT_NANOS_MAX))
 def test_amounts_survive_text(nanos: int) -> None:
     assert parse_usd(format_usd(nanos)) == nanos

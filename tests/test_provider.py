@@ -11,6 +11,7 @@ import msgspec
 import openai
 import pytest
 
+from bench.answers import text_of as answer_of
 from bench.behaviour import Behaviour
 from bench.books import Entry
 from bench.provider import Provider
@@ -211,6 +212,27 @@ async def test_books_over_http_hide_credentials_and_can_be_cleared(provider: Pro
     caller.send({}, "/sim/books", method="DELETE")
     assert (await caller.answer())[0] == 200
     assert not provider.books.entries
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_goes_on_from_what_a_prefill_has_of_it(caller: Caller, stream: bool) -> None:
+    messages = [*HELLO, {"role": "assistant", "content": answer_of(21)}]
+    for sim, limit, text, finish in (
+        ("tokens=25", 9, answer_of(25), "stop"),
+        ("tokens=25", 3, answer_of(24), "length"),
+        ("tokens=21", 3, answer_of(21), "stop"),
+    ):
+        status, _, body = await caller.ask(ask(sim, stream=stream, messages=messages, max_tokens=limit))
+        assert status == 200
+        choices = (
+            [each["choices"][0] for each in datas(body) if each != "[DONE]" and each["choices"]] if stream else json.loads(body)["choices"]
+        )
+        said = "".join(each["delta" if stream else "message"].get("content") or "" for each in choices)
+        assert (answer_of(21) + said, choices[-1]["finish_reason"]) == (text, finish)
+    status, _, body = await caller.ask(ask("tokens=25;prefill=ignored", stream=stream, messages=messages))
+    assert status == 200 and body.count(b" runs") == 2  # of 25 words the first 7 come twice
+    assert (await caller.ask(ask("prefill=refused", stream=stream, messages=messages)))[0] == 400
+    assert (await caller.ask(ask("prefill=refused", stream=stream)))[0] == 200
 
 
 async def test_bodies_and_credentials_are_kept_on_request() -> None:

@@ -6,6 +6,8 @@ An endpoint is one model at one provider, with its price: what routing chooses. 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
@@ -78,6 +80,10 @@ class PhaseTimeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     total_s: float | None = None
 
 
+# How an endpoint is told to go on with an answer begun elsewhere ("": it cannot).
+Prefill = Literal["", "assistant", "deepseek", "mistral", "moonshot", "vllm"]
+
+
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """One model at one provider."""
 
@@ -94,7 +100,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     quantization: str | None = None
     supported_parameters: tuple[str, ...] = ()
     supports_implicit_caching: bool = False
-    prefill: bool = True
+    prefill: Prefill = ""
     timeouts: PhaseTimeouts = PhaseTimeouts()
 
     def __repr__(self) -> str:

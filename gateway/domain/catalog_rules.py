@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from gateway.domain.catalog import Catalog, DataPolicy, Endpoint, Model, PhaseTimeouts, Provider, Reasoning
+from gateway.domain.catalog import Catalog, DataPolicy, Endpoint, Model, PhaseTimeouts, Prefill, Provider, Reasoning
 from gateway.domain.catalog_prices import read_price
 from gateway.domain.document import Findings, Place, http_url_fault, read, unknown_keys
 
@@ -95,7 +95,7 @@ class EndpointTable(msgspec.Struct, frozen=True, kw_only=True):
     supported_parameters: tuple[Line, ...] | None = None
     max_prompt_tokens: Tokens | None = None
     supports_implicit_caching: bool = False
-    prefill: bool = True
+    prefill: bool | Prefill = False
     timeouts: TimeoutsTable = TimeoutsTable()
 
 
@@ -277,6 +277,7 @@ def _endpoint(table: EndpointTable, model: ModelTable, place: Place, slugs: set[
         "context_length": table.context_length or model.context_length,
         "max_completion_tokens": table.max_completion_tokens or model.max_completion_tokens,
         "supported_parameters": supported,
+        "prefill": ("assistant" if table.prefill else "") if isinstance(table.prefill, bool) else table.prefill,
         "timeouts": PhaseTimeouts(**msgspec.structs.asdict(table.timeouts)),
     }
     del fields["pricing"]

@@ -37,6 +37,8 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     outcome: str  # "ok" or an error's code
     status: int | None = None  # the provider's own
     latency_ms: int | None = None  # to the first content, or to the failure
+    usage: Usage | None = None  # these two where several attempts made parts of one answer: its own part
+    charged_nanos: int = 0
 
 
 class Generation(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):

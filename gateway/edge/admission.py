@@ -83,13 +83,14 @@ def completion_max(envelope: Envelope, choice: Choice) -> int:
 
 
 class _Waiter:
-    __slots__ = ("key", "quote", "since", "then")
+    __slots__ = ("grows", "key", "quote", "since", "then")
 
-    def __init__(self, key: KeyRecord, quote: Quote, then: Then, since: float) -> None:
+    def __init__(self, key: KeyRecord, quote: Quote, then: Then, since: float, grows: bool) -> None:
         self.key = key
         self.quote = quote
         self.then = then
         self.since = since
+        self.grows = grows  # a hold of a request that was counted when it was admitted
 
     def amount(self, resource: str) -> int:
         """How much of it this request needs: one, or its quote."""
@@ -161,9 +162,9 @@ class Admission:
         lease.used_at = now
         return Hold((name,), (lease,), nanos)
 
-    def reserve(self, key: KeyRecord, quote: Quote, then: Then) -> None:
-        """Calls `then(hold, None)` or `then(None, error)`: at once unless a lease ran dry."""
-        self._try(_Waiter(key, quote, then, self._now()))
+    def reserve(self, key: KeyRecord, quote: Quote, then: Then, *, grows: bool = False) -> None:
+        """Calls `then(hold, None)` or `then(None, error)`: at once unless a lease ran dry. `grows`: for a request that was counted."""
+        self._try(_Waiter(key, quote, then, self._now(), grows))
 
     # Told by the link.
 
@@ -260,7 +261,7 @@ class Admission:
 
     def _try(self, waiter: _Waiter) -> None:
         quote, now = waiter.quote, self._now()
-        rates = self._free if quote.is_free else self._paid
+        rates = None if waiter.grows else self._free if quote.is_free else self._paid
         rate = rates.current(waiter.key.account_id) if rates is not None else None
         if rate is not None and rate.lease.available < 1:
             if self._joined and not self._silent:

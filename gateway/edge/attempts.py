@@ -64,6 +64,11 @@ class Attempt:
         """Whether the caller has content of this attempt: nothing may be tried elsewhere any more."""
         return self.first_content_at > 0
 
+    @property
+    def follows_content(self) -> bool:
+        """Whether the caller has content, of this attempt or of one that it goes on with."""
+        return self.committed
+
     def made_tokens(self) -> int:
         """Our own count of the completion, for where the provider's is missing."""
         raise NotImplementedError

@@ -8,22 +8,15 @@ is still ours; after it the answer passes on, or ends with one error event. The 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import random
 
-from gateway.domain.errors import (
-    CallerFault,
-    CallerGone,
-    DeadlineExceeded,
-    Draining,
-    GatewayError,
-    NoEndpointAvailable,
-    Overloaded,
-)
+from gateway.domain.errors import CallerFault, CallerGone, DeadlineExceeded, Draining, GatewayError, NoEndpointAvailable, Overloaded
 from gateway.domain.keys import KeyRecord
 from gateway.edge.admission import quote, worst_nanos
 from gateway.edge.attempts import AnswerAttempt, Attempt
 from gateway.edge.caller import CallerConnection
+from gateway.edge.continuation import ContinuableAttempt, Continuation, is_wished
 from gateway.edge.deadline import Deadline
 from gateway.edge.endings import error_answer, error_end, explained_usage
 from gateway.edge.explanation import Explanation
@@ -61,6 +54,7 @@ class InferenceExchange:
     status = 200  # told to the caller, or 499
     error: GatewayError | None = None  # how it ended
     bill: Bill | None = None
+    continuation: Continuation | None = None  # for callers who wish that a broken stream goes on elsewhere
     explanation: Explanation | None = None  # for callers who ask how their endpoint was chosen
     _asked = False  # for the key
     _tried_again = False
@@ -88,7 +82,7 @@ class InferenceExchange:
     @property
     def is_streaming(self) -> bool:
         """Whether the caller has content, and more is to come."""
-        return self.streaming and not self.finished and self.attempt is not None and self.attempt.committed
+        return self.streaming and not self.finished and self.attempt is not None and self.attempt.follows_content
 
     @property
     def has_alternatives(self) -> bool:
@@ -168,6 +162,8 @@ class InferenceExchange:
         if self.explanation is not None:
             self.explanation.chosen(self._choices)
         self.streaming = envelope.stream
+        if envelope.provider is not None and is_wished(envelope):
+            self.continuation = Continuation(self, envelope)
         self.created_s = int(time.time())
         self.generation_id = parts.ids.new(self.created_s)
         parts.retries.request()
@@ -205,7 +201,8 @@ class InferenceExchange:
             upstream = parts.providers.of(choice.endpoint)
             if upstream is None:
                 continue
-            attempt = (StreamAttempt if self.streaming else AnswerAttempt)(self, choice, upstream)
+            kind = ContinuableAttempt if self.continuation is not None else StreamAttempt if self.streaming else AnswerAttempt
+            attempt = kind(self, choice, upstream)
             self.attempt = attempt
             self.attempts.append(attempt)
             try:
@@ -240,6 +237,9 @@ class InferenceExchange:
             return
         if self._caller is None:
             self._finish(499, CallerGone("the caller hung up"))  # nobody is left to read what another would answer
+            return
+        if self.continuation is not None and self.continuation.parts:
+            self.continuation.attempt_failed(error, self._choices)
             return
         self._choices = remaining(self._choices, failed.choice, error)
         if self._choices and self._next_attempt():
@@ -285,8 +285,14 @@ class InferenceExchange:
             self._finish(200, None)
 
     def break_stream(self, error: GatewayError) -> None:
-        """After the first content byte: one error event, no success marker after it."""
-        self._fail(error)
+        """After the first content byte: one error event, no success marker after it; unless another endpoint goes on."""
+        if self.finished or self.continuation is None or not self.continuation.goes_on(error, self._choices):
+            self._fail(error)
+
+    def go_on(self, envelope: Envelope, choices: Sequence[Choice]) -> bool:
+        """Whether one of these was found that is asked to go on with the stream."""
+        self.envelope, self._choices = envelope, list(choices)
+        return self._next_attempt()
 
     def _named(self) -> tuple[tuple[str, str], ...]:
         return (("X-Generation-Id", self.generation_id),) if self.generation_id else ()
@@ -402,5 +408,5 @@ class InferenceExchange:
         for attempt in self.attempts:
             attempt.tell_nothing()  # that was not told yet: its endpoint must not wait for it
         # Attempts know their exchange: without this cut every exchange would wait for the cycle collector.
-        self._caller = self.attempt = self.hold = None
+        self._caller = self.attempt = self.hold = self.continuation = None
         self.attempts.clear()

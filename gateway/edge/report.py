@@ -77,7 +77,7 @@ class ExchangeReport:
         if error is not None:
             self._telemetry.counter("gateway_refusals_total", error.code).add()
         if attempts:
-            usage = bill.usage if bill is not None else None
+            usage = (bill.last or bill).usage if bill is not None else None  # what earlier parts used is no figure of the last endpoint's
             for attempt in attempts:
                 self._attempt(attempt, now, usage)
             self._overhead.observe(exchange.overhead_s)

@@ -27,6 +27,7 @@ from gateway.ledger.pricing import cost
 from gateway.log import Log, exception_fields
 from gateway.wire import records
 from gateway.wire import usage as wire_usage
+from gateway.wire.envelope import Envelope
 
 if TYPE_CHECKING:
     from gateway.edge.attempts import Attempt
@@ -43,6 +44,7 @@ class Bill(msgspec.Struct, frozen=True):
     nanos: int = 0
     prompt_nanos: int = 0  # of these
     unbilled_nanos: int = 0
+    last: Bill | None = None  # where several endpoints made parts: the last one's own
 
     def usage_json(self) -> bytes:
         """The contract's `usage` object."""
@@ -116,7 +118,10 @@ class Settlement:
         """Turn the hold into the charge; the record of it, without which nothing is charged."""
         hold = exchange.hold
         assert hold is not None
-        exchange.bill = bill = self._bill(exchange, exchange.attempt, exchange.error)
+        bill = self._bill(exchange, exchange.attempt, exchange.error)
+        if exchange.continuation is not None:
+            bill = self._whole(exchange, bill, exchange.error)
+        exchange.bill = bill
         generation = _record(exchange, hold, bill, exchange.error)
         record = records.encode(generation)
         if isinstance(hold, FreeHold):
@@ -132,7 +137,8 @@ class Settlement:
         hold, attempt = exchange.hold, exchange.attempt
         assert hold is not None and attempt is not None
         attempt.note()
-        return records.encode(_record(exchange, hold, self._bill(exchange, attempt, _EDGE_LOST), _EDGE_LOST))
+        bill = self._whole(exchange, self._bill(exchange, attempt, _EDGE_LOST), _EDGE_LOST)
+        return records.encode(_record(exchange, hold, bill, _EDGE_LOST))
 
     def _remember(self, exchange: InferenceExchange, attempt: Attempt, usage: Usage | None) -> None:
         """The conversation's prompt is in this endpoint's cache now: its next request is to find it."""
@@ -168,7 +174,8 @@ class Settlement:
         """What this end costs, by the attempt that served; failed attempts cost nothing."""
         if attempt is None or not attempt.first_content_at:
             return Bill(None)
-        usage = self._usage(exchange, attempt, was_cut=error is not None)
+        assert exchange.envelope is not None
+        usage = usage_of(exchange.envelope, attempt, was_cut=attempt.outcome != "ok")
         full = cost(attempt.endpoint.price, usage, exchange.created_s)
         if error is not None and not isinstance(error, CallerGone | EdgeLost):
             free = not (self._charge_broken_streams and isinstance(error, StreamBroken))
@@ -179,23 +186,32 @@ class Settlement:
             return Bill(usage, unbilled_nanos=full.total_nanos)
         return Bill(usage, full.total_nanos, full.prompt_nanos)
 
-    def _usage(self, exchange: InferenceExchange, attempt: Attempt, *, was_cut: bool) -> Usage:
-        envelope = exchange.envelope
-        assert envelope is not None
-        # Twice the context: no tokenizer is that far off, a mistaken or hostile count is.
-        prompt_max, completion_most = 2 * attempt.endpoint.context_length, completion_max(envelope, attempt.choice)
-        told = wire_usage.read(attempt.usage, prompt_max, completion_most, images=envelope.images)
-        if told is None:
-            return wire_usage.estimate(
-                prompt_max, completion_most,
-                prompt_text_bytes=envelope.prompt_text_bytes, completion_tokens=attempt.made_tokens(), images=envelope.images,
-            )  # fmt: skip
-        if was_cut:
-            # Of an answer that was cut the last count may be an early one: what has come since was made all the same.
-            made = min(attempt.made_tokens(), completion_most)
-            if made > told.completion_tokens:
-                return msgspec.structs.replace(told, completion_tokens=made, estimated=True)
-        return told
+    def _whole(self, exchange: InferenceExchange, bill: Bill, error: GatewayError | None) -> Bill:
+        """The bill with the parts that other endpoints made before: paid for if the whole ends well, or its caller left."""
+        continuation, attempt = exchange.continuation, exchange.attempt
+        if continuation is None or not continuation.parts:
+            return bill
+        is_broken = error is not None and not isinstance(error, CallerGone | EdgeLost)
+        is_charged = not is_broken or (self._charge_broken_streams and isinstance(error, StreamBroken))
+        return continuation.billed(bill, is_free=not is_charged or (attempt is not None and attempt.finish_reason == "error"))
+
+
+def usage_of(envelope: Envelope, attempt: Attempt, *, was_cut: bool) -> Usage:
+    """What an attempt used for this request: the provider's count, or ours where it is missing or cannot be believed."""
+    # Twice the context: no tokenizer is that far off, a mistaken or hostile count is.
+    prompt_max, completion_most = 2 * attempt.endpoint.context_length, completion_max(envelope, attempt.choice)
+    told = wire_usage.read(attempt.usage, prompt_max, completion_most, images=envelope.images)
+    if told is None:
+        return wire_usage.estimate(
+            prompt_max, completion_most,
+            prompt_text_bytes=envelope.prompt_text_bytes, completion_tokens=attempt.made_tokens(), images=envelope.images,
+        )  # fmt: skip
+    if was_cut:
+        # Of an answer that was cut the last count may be an early one: what has come since was made all the same.
+        made = min(attempt.made_tokens(), completion_most)
+        if made > told.completion_tokens:
+            return msgspec.structs.replace(told, completion_tokens=made, estimated=True)
+    return told
 
 
 def _record(exchange: InferenceExchange, hold: Hold, bill: Bill, error: GatewayError | None) -> Generation:
@@ -242,4 +258,6 @@ def _record(exchange: InferenceExchange, hold: Hold, bill: Bill, error: GatewayE
         record.cancelled = isinstance(error, CallerGone)
         if not record.cancelled:
             record.finish_reason = "error"
+    if bill.last is not None and exchange.continuation is not None:
+        exchange.continuation.tell(record, bill, exchange.parts.loop.time())
     return record

@@ -67,6 +67,19 @@ class Hold:
             lease.spent += nanos
             assert lease.held >= 0
 
+    def add(self, other: Hold) -> bool:
+        """Make this hold the larger by another, which is resolved by that. False: it draws from elsewhere, and is released."""
+        assert not self.resolved
+        if other._leases != self._leases:
+            other.release()
+            return False
+        assert not other.resolved
+        other.resolved = True
+        self.nanos += other.nanos
+        for lease in self._leases:
+            lease.holds -= 1
+        return True
+
     def release(self) -> None:
         self.settle(0)
 

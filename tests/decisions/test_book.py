@@ -193,3 +193,14 @@ def test_what_is_free_takes_nothing_where_one_of_its_leases_is_short() -> None:
             book.hold_free((balance,), quota, rate, 0.0)
         assert caught.value.resource == short
     assert rate.available == 5 and book.available("free-day:ann:2026-11-25") == 1
+
+
+def test_a_hold_grows_by_another_on_the_same_leases_and_settles_as_one() -> None:
+    book = Book()
+    for resource in ("balance:a", "balance:b"):
+        book.granted(resource, 100, 0.0)
+    hold, more, other = (book.hold((resource,), 30, 0.0) for resource in ("balance:a", "balance:a", "balance:b"))
+    assert hold.add(more) and more.resolved and (hold.nanos, book.available("balance:a")) == (60, 40)
+    assert not hold.add(other) and other.resolved and (hold.nanos, book.available("balance:b")) == (60, 100)
+    hold.settle(45)
+    assert book.available("balance:a") == 55 and book.idle(1.0) == ["balance:a", "balance:b"]

@@ -7,6 +7,7 @@ one after it, so that what an endpoint's state learned from one fault does not m
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import NamedTuple
 
 import pytest
@@ -65,6 +66,7 @@ SIMULATED: dict[str, Behaviour] = {
     "late": Behaviour(),
     "small": TOO_LONG,
     "dear": Behaviour(status=500),
+    "prefill-refused": AFTER_CONTENT["cut"],
 }
 SCRIPTED = ("once", "odd")
 CATALOG = {
@@ -72,12 +74,18 @@ CATALOG = {
     **{f"acme/{name}-then-good": ("first", "good") for name in SIMULATED},
     **{f"acme/{name}": ("raw",) for name in SCRIPTED},
     **{f"acme/{name}-then-good": ("raw", "good") for name in SCRIPTED},
+    "acme/prefill-refused-then-raw": ("first", "raw"),
+    "acme/prefill-refused-then-good": ("first", "raw", "good"),
 }
 
 
 def priced(catalog: str) -> str:
-    """The healthy endpoint of `dear-then-good` costs three times as much; that of `small-then-good` has room for longer prompts."""
-    head, model, rest = catalog.partition('[[models]]\nid = "acme/dear-then-good"')
+    """The healthy endpoint of `dear-then-good` costs three times as much; that of `small-then-good` has room for longer prompts.
+    Behind `prefill-refused` all can go on with an answer, or so it is said.
+    """
+    models = re.split(r"(?=^\[\[models\]\])", catalog, flags=re.MULTILINE)
+    able = [each.replace("upstream_model", "prefill = true\nupstream_model") if "prefill-refused" in each else each for each in models]
+    head, model, rest = "".join(able).partition('[[models]]\nid = "acme/dear-then-good"')
     first, good, other = rest.partition('provider = "good"')
     other = other.replace('prompt = "0.000001", completion = "0.000002"', 'prompt = "0.000003", completion = "0.000006"', 1)
     catalog = head + model + first + good + other
@@ -197,6 +205,32 @@ async def test_str_05_a_fault_after_content_is_one_error_event_and_no_second_att
     assert stage.good.books.requests == good
     assert last["openrouter_metadata"]["attempt"] == 0
     in_time(answered.seconds, 0.3 + (IDLE_S if name == "stalls" else 0.0))
+
+
+@pytest.mark.parametrize(("name", "attempts"), [("prefill-refused-then-raw", 2), ("prefill-refused-then-good", 3)])
+@again_if_untimely
+async def test_str_06_a_prefill_refused_is_tried_at_the_next_who_can_and_the_error_stands_where_nobody_can(
+    stage: Stage, name: str, attempts: int
+) -> None:
+    refusal = plain(b'{"error": {"message": "this model does not support assistant message prefill", "type": "invalid_request_error"}}')
+    stage.raw.answers(refusal.replace(b"200 OK", b"400 Bad Request"))
+    stage.first.set_behaviour(AFTER_CONTENT["cut"], name)
+    order = {"order": ["first", "raw", "good"], "continuation": True}
+    answered = await stage.ask(f"acme/{name}", stream=True, provider=order, headers=EXPLAIN)
+    told = stage.exchange(answered.headers["X-Generation-Id"])["attempts"]
+    assert [(outcome, status) for _, outcome, status in told] == [
+        ("stream_broken", 200),
+        ("upstream_rejected", 400),
+        ("ok", 200),
+    ][:attempts]
+    if attempts == 3:
+        assert answered.text == TEXT and answered.events[-1] == "[DONE]"
+    else:
+        assert answered.text == text_of(3)
+        last = answered.events[-1]
+        assert (last["error"]["code"], last["error"]["metadata"]["provider_name"]) == (502, "First")
+        assert last["choices"][0]["finish_reason"] == "error" and "[DONE]" not in answered.events
+    in_time(answered.seconds, 0.3)
 
 
 ODD = {

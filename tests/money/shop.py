@@ -98,7 +98,13 @@ def render(urls: Mapping[str, str]) -> str:
             "name": model,
             "context_length": CONTEXT,
             "endpoints": [
-                {"provider": slug, "upstream_model": model.partition("/")[2], "max_completion_tokens": 8192, "pricing": dict(pricing)}
+                {
+                    "provider": slug,
+                    "upstream_model": model.partition("/")[2],
+                    "max_completion_tokens": 8192,
+                    "prefill": True,
+                    "pricing": dict(pricing),
+                }
                 for slug, pricing in endpoints.items()
             ],
         }
@@ -112,7 +118,7 @@ def toml(value: object) -> str:
         return "{" + ", ".join(f"{name} = {toml(each)}" for name, each in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(toml, value)) + "]"
-    return json.dumps(value)
+    return json.dumps(value)  # of texts, numbers and truth: the same in TOML
 
 
 def sim(**behaviour: object) -> dict[str, Any]:
