@@ -76,9 +76,10 @@ def completion_max(envelope: Envelope, choice: Choice) -> int:
 
 
 class _Waiter:
-    __slots__ = ("key", "quote", "since", "then")
+    __slots__ = ("has", "key", "quote", "since", "then")
 
     def __init__(self, key: KeyRecord, quote: Quote, then: Then, since: float) -> None:
+        self.has: tuple[str, ...] = ()  # resources of which there was enough for it
         self.key = key
         self.quote = quote
         self.then = then
@@ -166,7 +167,16 @@ class Admission:
         self._wake(resource)
 
     def on_recall(self, resource: str) -> None:
-        self._send(Back(resource=resource, nanos=self._book.give_back(resource)))
+        """Give back what is unused, but for what requests here need of it as soon as they have the rest.
+
+        Else edges whose requests need two resources would take them from each other until all of them gave up. All requests ask
+        in one order, so nobody keeps what somebody waits for who keeps what is waited for here.
+        """
+        kept = sum(waiter.quote.nanos for waiters in self._waiting.values() for waiter in waiters if resource in waiter.has)
+        nanos = self._book.give_back(resource, kept)
+        if self._asked.get(resource):
+            self._asked[resource] += nanos  # as control counts it, too
+        self._send(Back(resource=resource, nanos=nanos))
 
     def on_funded(self, resource: str) -> None:
         self._refused.pop(resource, None)
@@ -213,6 +223,7 @@ class Admission:
         try:
             hold = book.hold(names, nanos, self._now())
         except LeaseShort as short:
+            waiter.has = names[: names.index(short.resource)]
             self._short(waiter, short)
             return
         low = available - nanos < max(RENEW_UNDER_HOLDS * nanos, self._renew_under.get(names[0], 0))

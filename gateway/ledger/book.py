@@ -109,12 +109,12 @@ class Book:
             lease.used_at = now
         lease.granted += nanos
 
-    def give_back(self, resource: str) -> int:
-        """Take everything unused off a lease, for control to grant elsewhere; how much."""
+    def give_back(self, resource: str, keep_nanos: int = 0) -> int:
+        """Take everything unused off a lease but for `keep_nanos`, for control to grant elsewhere; how much."""
         lease = self._leases.get(resource)
         if lease is None:
             return 0
-        unused = max(0, lease.available)
+        unused = max(0, lease.available - keep_nanos)
         lease.granted -= unused
         return unused
 
