@@ -33,7 +33,7 @@ from tests.simulation.machine import Failed, Machine
 
 CATALOG = Catalog(revision="1", providers={}, models={})
 EXPIRE_DAYS = 365
-WANTS_MAX = 25  # of one resource in a second: what callers ask for comes in bursts of eight
+WANTS_MAX = 40  # of one resource in a second: bursts of eight callers come to half of it
 
 
 class SimControl:

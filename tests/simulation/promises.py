@@ -75,6 +75,13 @@ class Promises:
     def leases(self) -> list[tuple[str, str, int, int]]:
         return self._db.execute("SELECT resource, incarnation, granted_nanos, settled_nanos FROM leases").fetchall()
 
+    def uneven(self) -> str:
+        """Which roll-ups do not add up to what was charged; "" when all do."""
+        sums = ("SELECT SUM(nanos), SUM(requests) FROM usage_daily", "SELECT SUM(nanos), SUM(requests) FROM activity_daily",
+                "SELECT SUM(nanos), SUM(requests) FROM key_totals", "SELECT SUM(charged_nanos), COUNT(*) FROM generations")  # fmt: skip
+        found = {tuple(nanos or 0 for nanos in self._db.execute(sql).fetchone()) for sql in sums}
+        return "" if len(found) == 1 else f"roll-ups say {sorted(found)}"
+
     def _check_books(self) -> None:
         books = dict(self._db.execute("SELECT book, nanos FROM balances"))
         if sum(books.values()):

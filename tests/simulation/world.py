@@ -376,6 +376,8 @@ class World:
         report = await self.control.store.verify_ledger()
         if not report.ok:
             raise Failed(f"ledger verify: {report.problems}")
+        if uneven := self.promises.uneven():
+            raise Failed(uneven)
         for account, balance in sorted(self.promises.balances().items()):
             self.machine.trace.note("balance", account, balance)
 
