@@ -130,7 +130,7 @@ class Killer:
             self.times.append(time.monotonic())
             if kind < 0.15:
                 await self._kill_all()
-            elif len(health["edges"]) == EDGES and health["control"]:
+            elif len(health["edges"]) == EDGES and health["control"] and self._shop.gateway.ready_status() == 200:
                 edge = self._chance.choice(health["edges"])
                 for pid in [edge] if kind < 0.6 else [health["control"]] if kind < 0.8 else [edge, health["control"]]:
                     with contextlib.suppress(ProcessLookupError):
