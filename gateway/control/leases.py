@@ -21,6 +21,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+import msgspec
+
 from gateway.control.allowances import UNLIMITED, free_requests_per_day
 from gateway.control.store import LeaseBook, LeaseRow, Store
 from gateway.domain import resources
@@ -82,6 +84,16 @@ class Round:
         self.asked = asked
         self.later: deque[Item] = deque()  # other Wants of the resource, after this one
         self.timer: asyncio.TimerHandle | None = None
+
+    def gave(self, incarnation: str, nanos: int) -> None:
+        """What an edge gives back while it waits for more, it lacks as well.
+
+        Granted only what it asked for, it would ask again, and edges that are short together would pass the rest around for ever.
+        """
+        for item in (self.item, *self.later):
+            want = item.message
+            if item.incarnation == incarnation and isinstance(want, Want) and want.at_least:
+                item.message = msgspec.structs.replace(want, at_least=want.at_least + nanos)
 
 
 def releaser(store: Store) -> Callable[[str], Awaitable[None]]:
@@ -316,6 +328,7 @@ class LeaseDesk:
                 self._recall(item, answer, page)
             elif isinstance(message, Back):
                 if (round_ := self._rounds.get(message.resource)) is not None:
+                    round_.gave(item.incarnation, message.nanos)
                     self._answered(round_, item.incarnation)
             elif isinstance(message, Released):
                 if not message.done.done():

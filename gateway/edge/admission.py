@@ -83,9 +83,10 @@ def completion_max(envelope: Envelope, choice: Choice) -> int:
 
 
 class _Waiter:
-    __slots__ = ("grows", "key", "quote", "since", "then")
+    __slots__ = ("grows", "has", "key", "quote", "since", "then")
 
     def __init__(self, key: KeyRecord, quote: Quote, then: Then, since: float, grows: bool) -> None:
+        self.has: tuple[str, ...] = ()  # resources of which there was enough for it
         self.key = key
         self.quote = quote
         self.then = then
@@ -209,7 +210,16 @@ class Admission:
         self._wake(resource)
 
     def on_recall(self, resource: str) -> None:
-        self._send(Back(resource=resource, nanos=self._book.give_back(resource)))
+        """Give back what is unused, but for what requests here need of it as soon as they have the rest.
+
+        Else edges whose requests need two resources would take them from each other until all of them gave up. All requests ask
+        in one order, so nobody keeps what somebody waits for who keeps what is waited for here.
+        """
+        kept = sum(waiter.amount(resource) for waiters in self._waiting.values() for waiter in waiters if resource in waiter.has)
+        nanos = self._book.give_back(resource, kept)
+        if (asked := self._asked.get(resource)) is not None and asked.at_least:
+            self._asked[resource] = _Asked(asked.at_least + nanos, asked.since)  # as control counts it, too
+        self._send(Back(resource=resource, nanos=nanos))
 
     def on_funded(self, resource: str) -> None:
         """There may be more of it. Credit that came also raises what else the account may have."""
@@ -271,6 +281,8 @@ class Admission:
         try:
             hold = self._hold(waiter, rate, now)
         except LeaseShort as short:
+            names = (rate.name, *self._names(waiter.key)) if rate is not None else self._names(waiter.key)
+            waiter.has = names[: names.index(short.resource)] if short.resource in names else names
             self._short(waiter, short)
             return
         if rate is not None:
@@ -283,11 +295,8 @@ class Admission:
     def _hold(self, waiter: _Waiter, rate: Rate | None, now: float) -> Hold:
         """Credit, and of what is free the quota; leases that run low are asked for. Raises LeaseShort."""
         key, nanos, book = waiter.key, waiter.quote.nanos, self._book
-        names: tuple[str, ...] = (resources.balance(key.account_id),)
-        available = book.available(names[0])
-        if key.limit_nanos is not None:
-            names = (*names, resources.key_limit(key.digest, key.limit_reset, self._wall()))
-            available = min(available, book.available(names[1]))
+        names = self._names(key)
+        available = min(map(book.available, names))
         hold: Hold
         if waiter.quote.is_free and self._counts_free:
             quota = resources.free_day(key.account_id, self._wall()) if self._limits.has_free_quota else None
@@ -302,6 +311,11 @@ class Admission:
             if low and self._may_ask(name):
                 self._ask(name, 0, nanos)
         return hold
+
+    def _names(self, key: KeyRecord) -> tuple[str, ...]:
+        """What is held of: the account's balance, and the key's limit if it has one."""
+        balance = resources.balance(key.account_id)
+        return (balance,) if key.limit_nanos is None else (balance, resources.key_limit(key.digest, key.limit_reset, self._wall()))
 
     def _short(self, waiter: _Waiter, short: LeaseShort) -> None:
         refusal = self._refused.get(short.resource)

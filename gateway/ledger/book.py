@@ -163,12 +163,12 @@ class Book:
         assert nanos >= 0
         self.open(resource, now).granted += nanos
 
-    def give_back(self, resource: str) -> int:
-        """Take everything unused off a lease, for control to grant elsewhere; how much."""
+    def give_back(self, resource: str, keep_nanos: int = 0) -> int:
+        """Take everything unused off a lease but for `keep_nanos`, for control to grant elsewhere; how much."""
         lease = self._leases.get(resource)
         if lease is None:
             return 0
-        unused = max(0, lease.available)
+        unused = max(0, lease.available - keep_nanos)
         lease.granted -= unused
         return unused
 

@@ -177,6 +177,25 @@ async def test_wants_of_one_resource_take_turns_over_a_recall(world: World) -> N
     assert sum(world.leases().values()) == CREDIT
 
 
+async def test_what_an_edge_gives_back_while_it_waits_is_granted_to_it_as_well_or_nothing_is(world: World) -> None:
+    """Else edges that are short together would be granted parts that suffice for nobody, in turn and without end."""
+    waiting, other = world.network.join(), world.network.join()
+    waiting.says(Want(ANN, 500_000, 0))
+    await world.answer(waiting)
+    other.says(Want(ANN, 600_000, 0))
+    while Recall(ANN) not in waiting.inbox:
+        await asyncio.sleep(0.001)
+    waiting.says(Want(ANN, 200_000, 0))  # it has not heard of the recall: together with what it has, 700,000
+    waiting.listen()
+    assert (await world.answer(other)).nanos == 600_000
+    hold = other.book.hold((ANN,), 600_000, 0.0)
+    refused = await world.answer(waiting, [other])
+    assert (refused.refused, refused.nanos, refused.free_nanos) == (True, 0, 400_000)
+    hold.release()
+    waiting.says(Want(ANN, 700_000, 0))
+    assert (await world.answer(waiting, [other])).nanos == 700_000
+
+
 async def test_overspending_is_no_credit_for_others_and_made_up_for_by_its_edge(world: World) -> None:
     over, other = world.network.join(), world.network.join()
     over.says(Want(ANN, 500_000, 0))

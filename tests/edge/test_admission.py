@@ -275,3 +275,28 @@ def test_a_hold_covers_the_dearest_endpoint_and_a_token_for_every_byte() -> None
 def test_a_recall_of_what_was_never_leased_is_answered(edge: Edge) -> None:
     edge.admission.on_recall(Recall("balance:nobody").resource)
     assert edge.said == [Back(resource="balance:nobody", nanos=0)]
+
+
+def test_what_a_request_has_while_it_waits_for_the_rest_is_not_given_away(edge: Edge) -> None:
+    """Edges whose requests need a balance and a key's limit would otherwise take one from each other while they wait for the other."""
+    edge.grant(1000)
+    caller = edge.ask(700, LIMITED)
+    assert caller.waits and edge.wants() == [(LIMIT, 700)]
+    edge.admission.on_recall(BALANCE)
+    assert edge.said == [Back(resource=BALANCE, nanos=300)]
+    edge.grant(700, LIMIT)
+    assert caller.hold is not None and caller.hold.nanos == 700
+    caller.hold.release()
+    edge.said.clear()
+    edge.admission.on_recall(BALANCE)
+    assert edge.said == [Back(resource=BALANCE, nanos=700)]
+
+
+def test_a_refusal_is_of_what_was_given_back_meanwhile_as_well(edge: Edge) -> None:
+    edge.grant(300)
+    caller = edge.ask(1000)
+    edge.admission.on_recall(BALANCE)
+    edge.refuse(free_nanos=800)
+    assert isinstance(caller.error, InsufficientCredit)
+    edge.said.clear()
+    assert edge.ask(750).waits and edge.wants() == [(BALANCE, 750)]  # there may be that much

@@ -223,6 +223,12 @@ def stored(gateway: RunningGateway) -> dict[str, Generation]:
         return {row[0]: msgspec.msgpack.decode(row[1], type=Generation) for row in db.execute("SELECT id, record FROM generations")}
 
 
+def stored_count(gateway: RunningGateway) -> int:
+    """How many."""
+    with contextlib.closing(sqlite3.connect(f"file:{gateway.folder}/gateway.db?mode=ro", uri=True)) as db:
+        return int(db.execute("SELECT COUNT(*) FROM generations").fetchone()[0])
+
+
 @contextlib.asynccontextmanager
 async def opened(folder: Path, *, settings: Mapping[str, Any] | None = None, workers: int = 1) -> AsyncIterator[Shop]:
     """A ready Shop."""

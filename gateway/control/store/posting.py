@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -80,8 +80,11 @@ _any_decoder = msgspec.msgpack.Decoder(_AnyRecord)
 
 # What names one row of the daily roll-up: (account, day, key, model, endpoint, provider).
 Daily = tuple[str, str, str, str, str, str]
+# The same over all keys: (account, day, model, endpoint, provider).
+Activity = tuple[str, str, str, str, str]
 # (requests, served, prompt, completion, reasoning, cached tokens, nanos)
 Sums = tuple[int, int, int, int, int, int, int]
+Name = TypeVar("Name", Daily, Activity)
 
 
 class Group:
@@ -101,6 +104,11 @@ class Group:
     @property
     def account_id(self) -> str:
         return self.daily[0]
+
+    @property
+    def activity(self) -> Activity:
+        account, day, _, model, endpoint, provider = self.daily
+        return account, day, model, endpoint, provider
 
     def refused(self, reason: RefusalReason) -> list[Refused]:
         """All of them."""
@@ -200,6 +208,7 @@ class Posting(msgspec.Struct):
     settled: dict[tuple[str, str], int] = {}  # (resource, incarnation) -> nanos more, or of a quota requests
     counted: dict[str, int] = {}  # quota -> requests more
     daily: dict[Daily, Sums] = {}  # more of each
+    activity: dict[Activity, Sums] = {}  # more of each
     keys: dict[str, tuple[int, int]] = {}  # digest -> (requests, nanos) more
 
     @property
@@ -247,5 +256,10 @@ def _add(result: Posting, group: Group) -> None:
                 result.counted[resource] = result.counted.get(resource, 0) + amount
     counted, spent = result.keys.get(digest, (0, 0))
     result.keys[digest] = (counted + requests, spent + nanos)
-    before = result.daily.get(group.daily)
-    result.daily[group.daily] = sums if before is None else tuple(map(sum, zip(before, sums, strict=True)))  # type: ignore[assignment]
+    _count(result.daily, group.daily, sums)
+    _count(result.activity, group.activity, sums)
+
+
+def _count(all_sums: dict[Name, Sums], name: Name, sums: Sums) -> None:
+    before = all_sums.get(name)
+    all_sums[name] = sums if before is None else tuple(map(sum, zip(before, sums, strict=True)))  # type: ignore[assignment]

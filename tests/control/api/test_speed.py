@@ -46,6 +46,14 @@ async def test_reads_are_quick_on_the_sums_of_millions_of_generations(premises: 
                 for model in range(MODELS)
             ],
         )
+        db.execute(
+            """
+            INSERT INTO activity_daily
+            SELECT account_id, day, model, endpoint_id, provider, SUM(requests), SUM(prompt_tokens), SUM(completion_tokens),
+                   SUM(reasoning_tokens), SUM(cached_tokens), SUM(nanos)
+            FROM usage_daily GROUP BY account_id, day, model, endpoint_id, provider
+            """
+        )
     for path in READS:
         took = []
         for _ in range(200):

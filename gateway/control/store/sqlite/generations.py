@@ -148,6 +148,7 @@ def _post(db: sqlite3.Connection, batch: Batch) -> Applied:
         db.executemany(_ADD_COUNTED, [(resource, NOBODY, requests) for resource, requests in result.counted.items()])
         db.executemany(_ADD_TOTALS, [(digest, *sums) for digest, sums in result.keys.items()])
         db.executemany(_ADD_DAILY, [(*name, *sums) for name, sums in result.daily.items()])
+        db.executemany(_ADD_ACTIVITY, [(*name, requests, *more) for name, (requests, _, *more) in result.activity.items()])
     _write_refused(db, result.refused)
     return Applied(
         generations=sum(len(group.records) for groups in result.groups.values() for group in groups),
@@ -213,6 +214,14 @@ _ADD_DAILY = """
 INSERT INTO usage_daily VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (account_id, day, key_digest, model, endpoint_id, provider) DO UPDATE SET
     requests = requests + excluded.requests, served = served + excluded.served, prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+    completion_tokens = completion_tokens + excluded.completion_tokens,
+    reasoning_tokens = reasoning_tokens + excluded.reasoning_tokens,
+    cached_tokens = cached_tokens + excluded.cached_tokens, nanos = nanos + excluded.nanos
+"""
+_ADD_ACTIVITY = """
+INSERT INTO activity_daily VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (account_id, day, model, endpoint_id, provider) DO UPDATE SET
+    requests = requests + excluded.requests, prompt_tokens = prompt_tokens + excluded.prompt_tokens,
     completion_tokens = completion_tokens + excluded.completion_tokens,
     reasoning_tokens = reasoning_tokens + excluded.reasoning_tokens,
     cached_tokens = cached_tokens + excluded.cached_tokens, nanos = nanos + excluded.nanos
