@@ -16,7 +16,7 @@ from gateway.routing.wishes import SortBy
 SORTS: dict[str, SortBy] = {"nitro": "throughput", "floor": "price", "exacto": "exacto"}
 TIERS = {"nitro": ("priority",), "floor": ("flex",)}
 ONLINE = "online"
-_PLAIN = re.compile(r"(?!.*sk-)[A-Za-z0-9._~@-]{1,64}(/[A-Za-z0-9._~@-]{1,128})?(:[A-Za-z0-9._-]{1,32}){0,4}")  # a key is no name
+_PLAIN = re.compile(r"(?!.*sk-)[A-Za-z0-9._~@-]{1,64}/[A-Za-z0-9._~@-]{1,128}(:[A-Za-z0-9._-]{1,32}){0,4}")  # a key is no name
 ALIASES = ("beta",)  # once meant unmoderated; nothing is moderated here, so it is the model itself
 
 
@@ -60,6 +60,6 @@ def _unlisted(base: str, suffix: str, catalog: Catalog, site: str) -> NoEndpoint
 
 
 def _unknown(name: str) -> UnknownModel:
-    """Names it where it looks like a model's: text of any other kind is not to come back in an answer."""
+    """Names it where it has the form of a model's, author and slug: no other text of a body comes back in an answer."""
     named = name if _PLAIN.fullmatch(name) else "the model"
     return UnknownModel(f"{named} is not a valid model ID; see /api/v1/models")

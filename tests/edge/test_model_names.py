@@ -67,7 +67,7 @@ async def test_inp_06_what_looks_like_a_model_is_none(stage: Stage, how: str) ->
     ("name", "told"),
     [
         ("acme/none", "acme/none"),
-        ("none", "none"),
+        ("none", "the model"),
         ("acme/none:nitro:floor", "acme/none:nitro:floor"),
         (f"{GOOD}:extended", f"{GOOD}:extended"),
         ("acme/\u202egood", "the model"),
@@ -77,7 +77,7 @@ async def test_inp_06_what_looks_like_a_model_is_none(stage: Stage, how: str) ->
         ("acme/sk-or-v1-" + "0" * 40, "the model"),
     ],
 )
-async def test_a_model_that_is_none_is_named_where_its_name_is_plain(stage: Stage, name: str, told: str) -> None:
+async def test_a_model_that_is_none_is_named_where_its_name_has_the_form_of_one(stage: Stage, name: str, told: str) -> None:
     answer = await stage.ask(name)
     assert answer.status == 400
     assert answer.error["message"] == f"{told} is not a valid model ID; see /api/v1/models"
