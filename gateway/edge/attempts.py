@@ -15,7 +15,7 @@ from gateway.domain.generation import AttemptRecord
 from gateway.domain.usage import Usage
 from gateway.edge.providers import Upstream
 from gateway.edge.snapshots import Choice
-from gateway.edge.upstream import Call
+from gateway.edge.upstream import Call, CallListener
 from gateway.wire import refusal
 from gateway.wire.answer import Answer, NotAnAnswer, rewrite
 from gateway.wire.usage import BYTES_PER_TOKEN
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ERROR_BODY_BYTES_MAX = 65536
 
 
-class Attempt:
+class Attempt(CallListener):
     """What streams and whole answers have in common. `phase_at` is the time at which the current phase is cut; 0: never."""
 
     # What an attempt begins with; instances hold what has changed.
@@ -253,11 +253,22 @@ class AnswerAttempt(Attempt):
     def _on_ok_data(self, data: bytes) -> None:
         self._collect(data, self._exchange.parts.upstream.answer_bytes_max)
 
+    def on_whole(self, headers: CIMultiDictProxy[str], data: bytes) -> None:
+        if "Content-Encoding" in headers or len(data) > self._exchange.parts.upstream.answer_bytes_max:
+            super().on_whole(headers, data)
+            return
+        self.provider_status = 200
+        self._call = None
+        self._on_answer(data)
+
     def _on_ok_end(self) -> None:
+        body = b"".join(self._collected)
+        self._collected.clear()
+        self._on_answer(body)
+
+    def _on_answer(self, body: bytes) -> None:
         exchange = self._exchange
         exchange.answered_at = time.perf_counter()
-        body = self._collected[0] if len(self._collected) == 1 else b"".join(self._collected)
-        self._collected.clear()
         try:
             answer = rewrite(body, exchange.generation_id, self.model.id, self.upstream.provider.name)
         except NotAnAnswer as wrong:

@@ -14,7 +14,7 @@ from aiohttp.http import HttpProcessingError, HttpResponseParser
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.domain.errors import UpstreamGarbage
-from gateway.wire.framing import CHUNKED, Dechunker, FramingError, SizedHead, content_length
+from gateway.wire.framing import CHUNKED, Dechunker, FramingError, SizedHead, content_length, whole_payload
 
 if TYPE_CHECKING:
     from gateway.edge.upstream import Call, Pool
@@ -224,12 +224,17 @@ class ProviderConnection(asyncio.Protocol):
         if headers is None:
             return False
         self._reading_head, self._keep_alive = False, True
+        body = whole_payload(data[at:]) if length == CHUNKED else data[at:] if len(data) - at == length else None
+        if body is not None:
+            self._release(call)
+            call.complete_with(headers, body)
+            return True
         if length == CHUNKED:
             self._dechunker, self._left = Dechunker(), 0
         else:
             self._dechunker, self._left = None, length
         call.listener.on_head(200, headers)
-        if self._call is call and (at < len(data) or length == 0):
+        if self._call is call and at < len(data):
             self._on_body_bytes(data[at:], call)
         return True
 
@@ -268,16 +273,20 @@ class ProviderConnection(asyncio.Protocol):
         if data:
             call.listener.on_data(data)
         if ended and self._call is call:
-            self._call = None
-            if self._transport is not None and self._transport.get_write_buffer_size():
-                self.abort()  # answered before it had read the request: it may never read the rest
-            elif self._keep_alive and not self.retired:
-                if call.paused:
-                    self.resume()
-                self._pool.keep(self)
-            else:
-                self.close()
+            self._release(call)
             call.complete()
+
+    def _release(self, call: Call) -> None:
+        """The answer is all here."""
+        self._call = None
+        if self._transport is not None and self._transport.get_write_buffer_size():
+            self.abort()  # answered before it had read the request: it may never read the rest
+        elif self._keep_alive and not self.retired:
+            if call.paused:
+                self.resume()
+            self._pool.keep(self)
+        else:
+            self.close()
 
     def _fail_garbage(self) -> None:
         call, in_head = self._call, self._reading_head

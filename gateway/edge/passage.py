@@ -9,7 +9,7 @@ from multidict import CIMultiDictProxy
 from gateway.domain.errors import GatewayError, Overloaded, StoreUnavailable
 from gateway.edge.caller import CallerConnection
 from gateway.edge.heads import RequestHead
-from gateway.edge.upstream import Call, Pool
+from gateway.edge.upstream import Call, CallListener, Pool
 from gateway.wire.forwarded import CallerOrigin
 from gateway.wire.framing import FramingError, content_length
 
@@ -26,7 +26,7 @@ _CLAIMS = frozenset(("forwarded", "x-real-ip"))
 _CLAIM_PREFIXES = ("x-gateway-", "x-forwarded-", "proxy")
 
 
-class Passage:
+class Passage(CallListener):
     """One relayed request. Control answers it; this only carries."""
 
     __slots__ = ("_begun", "_call", "_caller", "_control", "_head", "_length", "_on_answered", "_origin", "_status", "ends_with_eof")

@@ -103,6 +103,16 @@ class StreamAttempt(Attempt):
         self.phase_at = exchange.parts.loop.time() + self._first_token_s
         exchange.rearm()
 
+    def on_whole(self, headers: CIMultiDictProxy[str], data: bytes) -> None:
+        if "Content-Encoding" in headers or not headers.get("Content-Type", "").lower().startswith("text/event-stream"):
+            super().on_whole(headers, data)
+            return
+        self.provider_status = 200
+        self._call = None
+        self._on_ok_data(data)
+        if not self.ended:
+            self._on_ok_end()
+
     def _prompt_tokens(self) -> int:
         envelope = self._exchange.envelope
         return envelope.prompt_text_bytes // BYTES_PER_TOKEN if envelope is not None else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from http import HTTPStatus
 
 from gateway.domain.errors import GatewayError, RateLimited
@@ -43,11 +44,16 @@ def answer_head(status: int, length: int, headers: Iterable[tuple[str, str]], co
     return head + (b"Connection: close\r\n\r\n" if close else b"\r\n")
 
 
+@cache
+def _begun(status: int, content_type: str) -> bytes:
+    """How a stream's head begins; the few there are are made once."""
+    kind = b"Content-Type: %b\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n" % content_type.encode()
+    return status_line(status) + CORS + kind
+
+
 def stream_head(status: int, headers: Iterable[tuple[str, str]], content_type: str | None, *, close: bool, chunked: bool) -> bytes:
     """The head of an answer of unknown length; `content_type` None: among the headers."""
-    head = status_line(status)
-    if content_type is not None:
-        head += CORS + b"Content-Type: %b\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n" % content_type.encode()
+    head = status_line(status) if content_type is None else _begun(status, content_type)
     for name, value in headers:
         head += f"{name}: {value}\r\n".encode("utf-8", "surrogateescape")
     if chunked:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
-from typing import Protocol
 
 from multidict import CIMultiDictProxy
 
@@ -23,13 +22,20 @@ RETRY_S = 1.0  # after which a call refused for want of a place may be tried aga
 DRAIN_S = 1.0  # how long a provider may take to end its framing after the end of its answer
 
 
-class CallListener(Protocol):
+class CallListener:
     """What a call tells. After `on_end` or `on_failed` nothing follows; after `cancel` nothing at all."""
 
     def on_head(self, status: int, headers: CIMultiDictProxy[str]) -> None: ...
     def on_data(self, data: bytes) -> None: ...
     def on_end(self) -> None: ...
     def on_failed(self, error: GatewayError) -> None: ...
+
+    def on_whole(self, headers: CIMultiDictProxy[str], data: bytes) -> None:
+        """Instead of the first three: a 200 that came all at once."""
+        self.on_head(200, headers)
+        if data:
+            self.on_data(data)
+        self.on_end()
 
 
 class Origin:
@@ -206,16 +212,7 @@ class Pool:
             await asyncio.wait(self._connecting)
 
 
-class _Nobody:
-    """Listens to the end of an answer that nobody needs."""
-
-    def on_head(self, status: int, headers: CIMultiDictProxy[str]) -> None: ...
-    def on_data(self, data: bytes) -> None: ...
-    def on_end(self) -> None: ...
-    def on_failed(self, error: GatewayError) -> None: ...
-
-
-_NOBODY = _Nobody()
+_NOBODY = CallListener()  # listens to the end of an answer that nobody needs
 
 
 class Call:
@@ -271,6 +268,12 @@ class Call:
         self._connection = None
         self._pool.on_call_ended(self)
         self.listener.on_end()
+
+    def complete_with(self, headers: CIMultiDictProxy[str], data: bytes) -> None:
+        self.ended = True
+        self._connection = None
+        self._pool.on_call_ended(self)
+        self.listener.on_whole(headers, data)
 
     def fail(self, error: GatewayError) -> None:
         if not self.ended:

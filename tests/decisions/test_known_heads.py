@@ -13,7 +13,7 @@ from gateway.domain.errors import GatewayError
 from gateway.edge import connection as connection_module
 from gateway.edge.connection import KnownHeads, ProviderConnection
 from gateway.edge.resolver import Resolver
-from gateway.edge.upstream import Origin, Pool
+from gateway.edge.upstream import CallListener, Origin, Pool
 from tests.decisions.test_shortcuts import BODY, LENGTHS, LINES, MUTANTS
 
 ANSWERS = [
@@ -67,7 +67,7 @@ class Line(asyncio.Transport):
     abort = close
 
 
-class Heard:
+class Heard(CallListener):
     """What a call tells its listener."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from multidict import CIMultiDictProxy
 from gateway.domain.errors import ConnectFailed, GatewayError
 from gateway.edge import resolver as resolving
 from gateway.edge.resolver import Resolver
-from gateway.edge.upstream import Call, Origin, Pool
+from gateway.edge.upstream import Call, CallListener, Origin, Pool
 from tests.conftest import eventually
 from tests.edge.stage import RawCall, RawProvider, completion, plain
 from tests.timing import again_if_untimely, in_time
@@ -41,7 +41,7 @@ class Names:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in self.addresses]
 
 
-class Listening:
+class Listening(CallListener):
     """Keeps what a call tells."""
 
     def __init__(self) -> None:
