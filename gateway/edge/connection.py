@@ -7,64 +7,22 @@ Heads are read by aiohttp's C parser, told that no answer has a body so that it 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING
 
 from aiohttp.http import HttpProcessingError, HttpResponseParser
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDictProxy
 
 from gateway.domain.errors import UpstreamGarbage
-from gateway.wire.framing import CHUNKED, Dechunker, FramingError, SizedHead, content_length, whole_payload
+from gateway.edge.known_heads import KnownHeads
+from gateway.wire.framing import CHUNKED, Dechunker, FramingError, content_length, whole_payload
 
 if TYPE_CHECKING:
     from gateway.edge.upstream import Call, Pool
 
 HEAD_BYTES_MAX = 65536
 INTERIM_ANSWERS_MAX = 8  # 1xx before the answer
-NEW_HEADS_MAX = 16  # in a row that are remembered, and after it one in NEW_HEADS_EACH
-NEW_HEADS_EACH = 32
 _VERSION = b"HTTP/1."
 _UNBOUNDED = -1
-
-
-class KnownHeads:
-    """The last plain heads of a provider's good answers: under load many begin within the second that their Date names.
-
-    Such an answer has a body and leaves its connection open. Its headers are told without the length, so this is not for
-    those who pass headers on.
-    """
-
-    __slots__ = ("_chunked", "_chunked_headers", "_new", "_sized", "_sized_headers")
-
-    def __init__(self) -> None:
-        self._sized: SizedHead | None = None
-        self._chunked: bytes | None = None
-        self._sized_headers: CIMultiDictProxy[str] | None = None
-        self._chunked_headers: CIMultiDictProxy[str] | None = None
-        self._new = 0
-
-    def find(self, data: bytes) -> tuple[CIMultiDictProxy[str] | None, int, int]:
-        """The headers of a known head, the body's length (CHUNKED: of none) and where it begins in `data`; None: another head."""
-        if self._sized is not None:
-            length, at = self._sized.match(data)
-            if at:
-                return self._sized_headers, length, at
-        if self._chunked is not None and data.startswith(self._chunked):
-            return self._chunked_headers, CHUNKED, len(self._chunked)
-        return None, 0, 0
-
-    def remember(self, headers: CIMultiDictProxy[str], data: bytes) -> None:
-        """A head that was read from `data`. Where each has something of its own, a request id say, few are worth it."""
-        self._new += 1
-        if self._new > NEW_HEADS_MAX and self._new % NEW_HEADS_EACH:
-            return
-        if "Transfer-Encoding" in headers:
-            self._chunked, self._chunked_headers = data, headers
-        elif len(lengths := headers.getall("Content-Length", [])) == 1:
-            others = CIMultiDict(headers)
-            del others["Content-Length"]  # the one thing that is another each time
-            with contextlib.suppress(FramingError):
-                self._sized, self._sized_headers = SizedHead(data, lengths[0].encode()), CIMultiDictProxy(others)
 
 
 class ProviderConnection(asyncio.Protocol):

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from multidict import CIMultiDictProxy
 
 from gateway.domain.errors import ConnectFailed, GatewayError, Overloaded, TlsFailed
-from gateway.edge.connection import KnownHeads, ProviderConnection
+from gateway.edge.connection import ProviderConnection
+from gateway.edge.known_heads import KnownHeads
 from gateway.edge.resolver import Resolver
 
 IDLE_S_MAX = 55.0  # shorter than the 60 s at which common servers and load balancers close
@@ -56,7 +57,8 @@ class Origin:
 class Pool:
     """Connections to one origin. At most `calls_max` calls at a time; idle connections are kept, newest first.
 
-    `known_heads`: whether heads of answers that come again are known by their bytes; listeners do without Content-Length then.
+    `known_heads`: whether heads of answers that come again are known by their form; listeners are told only the
+    headers that are acted on then.
     """
 
     def __init__(

@@ -11,7 +11,8 @@ from multidict import CIMultiDictProxy
 
 from gateway.domain.errors import GatewayError
 from gateway.edge import connection as connection_module
-from gateway.edge.connection import KnownHeads, ProviderConnection
+from gateway.edge.connection import ProviderConnection
+from gateway.edge.known_heads import _ACTED_ON, VALUE_BYTES_MAX, KnownHeads
 from gateway.edge.resolver import Resolver
 from gateway.edge.upstream import CallListener, Origin, Pool
 from tests.decisions.test_shortcuts import BODY, LENGTHS, LINES, MUTANTS
@@ -74,7 +75,7 @@ class Heard(CallListener):
         self.told: list[object] = []
 
     def on_head(self, status: int, headers: CIMultiDictProxy[str]) -> None:
-        self.told.append((status, [(name, value) for name, value in headers.items() if name.lower() != "content-length"]))
+        self.told.append((status, [(name, value) for name, value in headers.items() if name.lower() in _ACTED_ON]))
 
     def on_data(self, data: bytes) -> None:
         self.told.append(data)
@@ -106,6 +107,21 @@ async def test_an_answer_of_a_known_head_tells_what_it_tells_to_a_stranger(head:
         heard(each + (BODY if b"-length" in each else CHUNKS), known)
     for data in altered(head):
         assert heard(data, copy.copy(known), bodyless=bodyless) == heard(data, KnownHeads(), bodyless=bodyless), data
+
+
+@pytest.mark.parametrize("head", ANSWERS)
+async def test_what_nobody_acts_on_may_be_another_each_time(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = head.replace(b"\r\n\r\n", b"\r\nX-Request-Id: req-1\r\nDate: today\r\n\r\n")
+    body = BODY if b"-length" in head else CHUNKS
+    known = KnownHeads()
+    first = heard(head + body, known)
+    other = head.replace(b"req-1", b"req-" + b"2" * 40).replace(b"today", b"")
+    with monkeypatch.context() as patched:
+        patched.setattr(connection_module, "HttpResponseParser", lambda *a, **k: None)
+        assert heard(other + body, known) == first
+    for broken in (b"\0", b"\xff", b"\r", b"\n", b"\r\nContent-Length: 3", b"2" * VALUE_BYTES_MAX * 8):
+        data = head.replace(b"req-1", broken) + body
+        assert heard(data, known) == heard(data, KnownHeads())
 
 
 async def test_a_head_that_comes_again_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
