@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 
@@ -17,15 +17,13 @@ from gateway.domain import resources
 from gateway.domain.errors import GatewayError, InsufficientCredit, KeyLimitExceeded, StoreUnavailable
 from gateway.domain.keys import KeyRecord
 from gateway.edge.limited import rate_limited
+from gateway.edge.quotes import Quote
 from gateway.edge.rates import Rate, Rates
-from gateway.edge.snapshots import Choice
 from gateway.ledger.book import Book, Hold, LeaseShort
 from gateway.link.messages import Back, Grant, Journaled, Standing, Want
 from gateway.settings import Limits
-from gateway.wire.envelope import Envelope
 
 RENEW_UNDER_HOLDS = 10
-MESSAGE_TOKENS = 16  # what a chat template may add around each message
 WAIT_S = 5.0  # how long control may take over a lease
 RATE_WAIT_S = 2.0  # the same for a rate; then nobody is held up by rates until control speaks of one again
 REFUSAL_S = 1.0  # how long a refusal stands without asking again, unless control says that there is more
@@ -35,51 +33,6 @@ IDLE_S = 60.0  # a lease unused for so long goes back
 
 Then = Callable[[Hold | None, GatewayError | None], None]
 Send = Callable[[Want | Back | Standing | Journaled], None]
-
-
-class Quote(msgspec.Struct, frozen=True):
-    """The most that a request can cost, whichever of its endpoints serves it. Amounts in nanos."""
-
-    nanos: int
-    completion_tokens: int
-    prompt_tokens: int  # one a byte, which no tokenizer exceeds
-    dearest: Choice
-    images: int
-    is_free: bool  # every endpoint that may serve asks for nothing, ever
-
-
-def quote(envelope: Envelope, choices: Sequence[Choice]) -> Quote:
-    """What to hold for these choices.
-
-    The prompt is held at a token per byte however large the balance: at an estimate, as many callers at once as a
-    balance has holds for could spend four times of it.
-    """
-    prompt_tokens = envelope.prompt_bytes_max + MESSAGE_TOKENS * (envelope.messages or 1)
-    most, dearest, completion = -1, choices[0], 0
-    for choice in choices:
-        tokens = completion_max(envelope, choice)
-        nanos = choice.worst.nanos(prompt_tokens, tokens, envelope.images)
-        if nanos > most:
-            most, dearest, completion = nanos, choice, tokens
-    is_free = most == 0 and all(choice.endpoint.price.is_zero for choice in choices)
-    return Quote(most, completion, prompt_tokens, dearest, envelope.images, is_free)
-
-
-def worst_nanos(envelope: Envelope, choices: Sequence[Choice]) -> int:
-    """The quote's amount alone."""
-    prompt_tokens = envelope.prompt_bytes_max + MESSAGE_TOKENS * (envelope.messages or 1)
-    images, most = envelope.images, 0
-    for choice in choices:
-        nanos = choice.worst.nanos(prompt_tokens, completion_max(envelope, choice), images)
-        if nanos > most:
-            most = nanos
-    return most
-
-
-def completion_max(envelope: Envelope, choice: Choice) -> int:
-    """The most completion tokens this endpoint may make for this request."""
-    asked, ceiling = envelope.max_tokens, choice.completion_tokens_max
-    return ceiling if asked is None or asked > ceiling else asked
 
 
 class _Waiter:

@@ -14,7 +14,7 @@ import msgspec
 from gateway.domain.errors import ContentRefused, ContextTooLong, GatewayError, StreamBroken
 from gateway.domain.generation import Generation
 from gateway.domain.usage import Usage
-from gateway.edge.admission import Quote, quote
+from gateway.edge.quotes import Quote, quote
 from gateway.edge.relay import StreamAttempt
 from gateway.edge.selection import remaining
 from gateway.edge.settlement import Bill, usage_of

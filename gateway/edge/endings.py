@@ -6,16 +6,21 @@ from typing import TYPE_CHECKING
 
 from gateway.domain.errors import GatewayError, envelope
 from gateway.edge.explanation import UNEXPLAINED
-from gateway.wire.sse import error_event
+from gateway.wire.chunk import error_event
+from gateway.wire.sse import DONE
 
 if TYPE_CHECKING:
     from gateway.edge.exchange import InferenceExchange
 
 
-def explained_usage(exchange: InferenceExchange, usage: bytes) -> bytes:
-    """The usage object with the explanation as the next member beside it."""
-    assert exchange.explanation is not None
-    return usage + exchange.explanation.member(exchange.attempts, exchange.attempt)
+def good_end(exchange: InferenceExchange) -> bytes:
+    """The whole answer, or the last events of a stream: with the usage object, and the explanation as the next member beside it."""
+    assert exchange.bill is not None and exchange.render is not None
+    usage = exchange.bill.usage_json()
+    if exchange.explanation is not None:
+        usage += exchange.explanation.member(exchange.attempts, exchange.attempt)
+    body = exchange.render(usage)
+    return b"%b%b%b" % (exchange.last_events, body, DONE) if exchange.streaming else body
 
 
 def error_answer(exchange: InferenceExchange, error: GatewayError) -> bytes:

@@ -13,27 +13,25 @@ from random import random
 
 from gateway.domain.errors import CallerFault, CallerGone, DeadlineExceeded, Draining, GatewayError, NoEndpointAvailable, Overloaded
 from gateway.domain.keys import KeyRecord
-from gateway.edge.admission import quote, worst_nanos
 from gateway.edge.attempts import AnswerAttempt, Attempt
 from gateway.edge.caller import CallerConnection
 from gateway.edge.continuation import ContinuableAttempt, Continuation, is_wished
 from gateway.edge.deadline import Deadline
-from gateway.edge.endings import error_answer, error_end, explained_usage
+from gateway.edge.endings import error_answer, error_end, good_end
 from gateway.edge.explanation import Explanation
 from gateway.edge.heads import RequestHead
 from gateway.edge.parts import Parts
-from gateway.edge.presented import Presented, presented, refusal_of
+from gateway.edge.presented import presented, refusal_of
+from gateway.edge.quotes import quote, worst_nanos
 from gateway.edge.relay import StreamAttempt
-from gateway.edge.responses import error_headers
+from gateway.edge.responses import EVENT_STREAM, error_headers
 from gateway.edge.selection import next_of, remaining, select
 from gateway.edge.settlement import Bill
 from gateway.edge.snapshots import Choice
 from gateway.ledger.book import Hold
 from gateway.routing.budget import backoff_s
 from gateway.wire.envelope import Envelope, Kind, parse
-from gateway.wire.sse import DONE
 
-EVENT_STREAM = "text/event-stream"
 KEEPALIVE = b": OPENROUTER PROCESSING\n\n"
 
 
@@ -61,8 +59,8 @@ class InferenceExchange:
     _streaming_begun = False
     _body: bytes | None = None
     _last_error: GatewayError | None = None
-    _last_events = b""
-    _render: Callable[[bytes], bytes] | None = None  # puts the `usage` object into what the answer ends with
+    last_events = b""
+    render: Callable[[bytes], bytes] | None = None  # puts the `usage` object into what the answer ends with
 
     def __init__(self, parts: Parts, caller: CallerConnection, head: RequestHead, kind: Kind) -> None:
         self.parts = parts
@@ -110,14 +108,11 @@ class InferenceExchange:
         self._asked = True
         head = self.head
         try:
-            known = head.presented = head.presented or self._presented(head)
+            known = head.presented = head.presented or presented(head, self.parts.site, self._caller)
         except CallerFault as error:
             self._fail(error)
             return
         self.parts.keys.find(known.key_digest, self._on_key)
-
-    def _presented(self, head: RequestHead) -> Presented:
-        return presented(head, self.parts.site, self._caller.peer if self._caller is not None else "")
 
     def _on_key(self, key: KeyRecord | None, unavailable: bool) -> None:
         if self.finished:
@@ -264,7 +259,7 @@ class InferenceExchange:
     def answer(self, render: Callable[[bytes], bytes]) -> None:
         """A whole answer, in our name; `render` puts the `usage` object into it."""
         if not self.finished:
-            self._render = render
+            self.render = render
             self._finish(200, None)
 
     def stream(self, data: bytes) -> None:
@@ -281,7 +276,7 @@ class InferenceExchange:
     def end_stream(self, data: bytes, render: Callable[[bytes], bytes]) -> None:
         """The last events; usage, `[DONE]` and the end of the framing leave in the same write."""
         if not self.finished and self._caller is not None:
-            self._last_events, self._render = data, render
+            self.last_events, self.render = data, render
             self._finish(200, None)
 
     def break_stream(self, error: GatewayError) -> None:
@@ -383,15 +378,13 @@ class InferenceExchange:
         if caller is None:
             pass
         elif error is None:
-            assert self.bill is not None and self._render is not None
-            usage = self.bill.usage_json()
-            body = self._render(usage if self.explanation is None else explained_usage(self, usage))
-            if not self.streaming:
-                caller.answer(200, body, self._named())
-            elif self._streaming_begun:
-                caller.end_stream(b"%b%b%b" % (self._last_events, body, DONE))
+            data = good_end(self)
+            if self._streaming_begun:
+                caller.end_stream(data)
+            elif self.streaming:
+                caller.answer_stream(200, data, self._named(), EVENT_STREAM)
             else:
-                caller.answer_stream(200, b"%b%b%b" % (self._last_events, body, DONE), self._named(), EVENT_STREAM)
+                caller.answer(200, data, self._named())
         elif self._streaming_begun:
             caller.end_stream(error_end(self, error))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -11,6 +12,9 @@ from gateway.domain.keys import PREFIX, KeyRecord, digest, presented_secret
 from gateway.domain.sessions import session_digest
 from gateway.edge.heads import RequestHead
 from gateway.edge.site import Site
+
+if TYPE_CHECKING:
+    from gateway.edge.caller import CallerConnection
 
 TEXT_CHARS_MAX = 256  # of what callers say about themselves
 
@@ -26,7 +30,7 @@ class Presented(msgspec.Struct, frozen=True):
     explains: bool  # it asks how its endpoint was chosen
 
 
-def presented(head: RequestHead, site: Site, peer: str) -> Presented:
+def presented(head: RequestHead, site: Site, caller: CallerConnection | None) -> Presented:
     """Raises Unauthenticated when the head presents neither a key nor a session, Forbidden when no page of ours presents the session.
 
     A key that was presented is the only thing that counts: a wrong one does not fall through to a cookie.
@@ -35,7 +39,9 @@ def presented(head: RequestHead, site: Site, peer: str) -> Presented:
     authorization, x_api_key = header("Authorization"), header("x-api-key")
     by_key = authorization is not None or x_api_key is not None
     return Presented(
-        key_digest=digest(presented_secret(authorization, x_api_key)) if by_key else site.session(head.headers, peer),
+        key_digest=digest(presented_secret(authorization, x_api_key))
+        if by_key
+        else site.session(head.headers, caller.peer if caller is not None else ""),
         http_referer=said(header("HTTP-Referer") or header("Referer")),
         title=said(header("X-OpenRouter-Title") or header("X-Title")),
         user_agent=said(header("User-Agent")),

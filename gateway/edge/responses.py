@@ -10,6 +10,7 @@ from gateway.domain.errors import GatewayError, RateLimited
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
+EVENT_STREAM = "text/event-stream"
 
 # Any page may call the API with a key of its own; cookies never come along, since no origin is named.
 CORS = (

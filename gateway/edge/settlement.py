@@ -17,9 +17,9 @@ from gateway.domain.errors import CallerGone, EdgeLost, GatewayError, StreamBrok
 from gateway.domain.generation import Generation
 from gateway.domain.money import NANOS_PER_USD
 from gateway.domain.usage import Usage
-from gateway.edge.admission import completion_max
 from gateway.edge.journal import Journal
 from gateway.edge.presented import TEXT_CHARS_MAX, said
+from gateway.edge.quotes import completion_max
 from gateway.edge.report import ExchangeReport
 from gateway.edge.selection import conversation_of
 from gateway.ledger.book import FreeHold, Hold

@@ -1,4 +1,4 @@
-"""The members of a streamed event that we act on; all else is skipped, not built.
+"""The members of a streamed event that we act on, all else being skipped, not built; and the event of our own that ends a broken stream.
 
 Source: OpenAI and OpenRouter chunk shapes, read 2026-11.
 """
@@ -58,3 +58,23 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     error: Raw | UnsetType = UNSET
     provider: Raw | UnsetType = UNSET
     system_fingerprint: Raw | UnsetType = UNSET
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def error_event(body: dict[str, object], generation_id: str, model: str, provider: str, created_s: int, kind: str) -> bytes:
+    """The one in-band event that ends a broken stream. `body` is the error object with an integer `code`."""
+    choice = {"index": 0, "delta": {"content": ""}, "finish_reason": "error", "native_finish_reason": "error"}
+    if kind == "text":
+        choice = {"index": 0, "text": "", "finish_reason": "error", "native_finish_reason": "error"}
+    event = {
+        "id": generation_id,
+        "provider": provider,
+        "model": model,
+        "object": "chat.completion.chunk" if kind == "chat" else "text_completion",
+        "created": created_s,
+        "error": body,
+        "choices": [choice],
+    }
+    return b"data: " + _encode(event) + b"\n\n"

@@ -113,3 +113,23 @@ def veil(data: bytes) -> bytes | None:
 def unveil(data: bytes) -> bytes:
     """The surrogates brought back."""
     return _VEILED.sub(rb"\\u\1", data)
+
+
+def with_native_finish(rest: bytes, finish: str) -> bytes:
+    """An event's end with the provider's word beside the contract's; b"" where they differ or it is not plain to see where."""
+    if normal_finish(finish) == finish and b'"native_finish_reason"' not in rest:
+        for colon in (b":", b": "):
+            member = b'"finish_reason"%b"%b"' % (colon, finish.encode())
+            if rest.count(member) == 1:
+                return rest.replace(member, b'%b,"native_finish_reason":"%b"' % (member, finish.encode()))
+    return b""
+
+
+# Optional members of a chunk that strict clients refuse as null: absent, or with a value.
+_NOT_NULL_IN_CHUNKS = frozenset(("usage", "system_fingerprint", "error"))
+
+
+def is_left_out(name: str, raw: Raw) -> bool:
+    if name not in _NOT_NULL_IN_CHUNKS:
+        return False
+    return name in ("usage", "error") or bytes(raw) == b"null"

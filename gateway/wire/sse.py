@@ -14,7 +14,17 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from gateway.wire.chunk import Chunk
-from gateway.wire.completion import NO_ERROR, CallNumbers, id_of, is_filled_object, normal_finish, normalised_choices, unveil, veil
+from gateway.wire.completion import (
+    NO_ERROR,
+    CallNumbers,
+    id_of,
+    is_filled_object,
+    is_left_out,
+    normalised_choices,
+    unveil,
+    veil,
+    with_native_finish,
+)
 from gateway.wire.shape import Rest, Shape
 
 DONE = b"data: [DONE]\n\n"
@@ -22,8 +32,6 @@ DONE = b"data: [DONE]\n\n"
 
 _OURS = frozenset(("id", "model", "provider"))
 _LEARNED_WITH = frozenset(("id", "model", "choices"))
-# Optional members of a chunk that strict clients refuse as null: absent, or with a value.
-_NOT_NULL = frozenset(("usage", "system_fingerprint", "error"))
 
 _chunk_decoder = msgspec.json.Decoder(Chunk)
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
@@ -44,31 +52,10 @@ class Splicer:
     """
 
     __slots__ = (
-        "_fingerprint_null",
-        "_first_data",
-        "_head",
-        "_head_new",
-        "_head_old",
-        "_last_data",
-        "_numbers",
-        "_lead_new",
-        "_lead_old",
-        "_nulls",
-        "_rests",
-        "_shape",
-        "_tail_new",
-        "_tail_old",
-        "_trail_new",
-        "_trail_old",
-        "_usage_null",
-        "content_events",
-        "done",
-        "dropped",
-        "error",
-        "finish_reason",
-        "upstream_id",
-        "usage",
-    )
+        "_fingerprint_null", "_first_data", "_head", "_head_new", "_head_old", "_last_data", "_lead_new", "_lead_old", "_nulls",
+        "_numbers", "_rests", "_shape", "_tail_new", "_tail_old", "_trail_new", "_trail_old", "_usage_null", "content_events", "done",
+        "dropped", "error", "finish_reason", "upstream_id", "usage",
+    )  # fmt: skip
 
     def __init__(self, generation_id: str, model: str, provider: str, shape: Shape) -> None:
         self._shape = shape
@@ -231,7 +218,7 @@ class Splicer:
             for null in self._nulls:
                 rest = rest.replace(null, b"", 1)
             if finish is not None:
-                rest = _with_native_finish(rest, finish)
+                rest = with_native_finish(rest, finish)
                 if not rest:
                     return self._rebuilt(data, False)
             if not adds and self._rests is self._shape.rests and chunk.usage is UNSET:
@@ -282,7 +269,7 @@ class Splicer:
             self.upstream_id = id_of(fields["id"])
         members = [self._head]
         for name, raw in fields.items():
-            if name in _OURS or _is_left_out(name, raw):
+            if name in _OURS or is_left_out(name, raw):
                 continue
             members.append(
                 _encode(name) + b":" + (bytes(raw) if clean or name != "choices" else _encode(normalised_choices(raw, self._numbers)))
@@ -304,7 +291,7 @@ class Splicer:
             fields = {name: fields[name] for name in ("object", "created") if name in fields}
         members = [self._head]
         for name, raw in fields.items():
-            if name not in _OURS and name not in ("choices", "usage") and not _is_left_out(name, raw):
+            if name not in _OURS and name not in ("choices", "usage") and not is_left_out(name, raw):
                 members.append(_encode(name) + b":" + bytes(raw).replace(b"\n", b" "))
         return b"data: {" + b",".join(members) + b',"choices":[],"usage":' + usage + b"}\n\n"
 
@@ -371,7 +358,7 @@ class Splicer:
             self._head_new = b"data: {" + self._head + b"," + self._kept(before, fields)
             if _OURS.isdisjoint(names[at:]):
                 self._tail_old, self._tail_new = b"", b"\n\n"
-                self._nulls = tuple(member for name, member in after if _is_left_out(name, fields[name]))
+                self._nulls = tuple(member for name, member in after if is_left_out(name, fields[name]))
             else:
                 self._tail_old, self._tail_new = tail, self._kept(after, fields) + b"}\n\n"
                 self._nulls = ()
@@ -380,17 +367,7 @@ class Splicer:
             return
 
     def _kept(self, members: list[tuple[str, bytes]], fields: dict[str, Raw]) -> bytes:
-        return b"".join([member for name, member in members if name not in _OURS and not _is_left_out(name, fields[name])])
-
-
-def _with_native_finish(rest: bytes, finish: str) -> bytes:
-    """An event's end with the provider's word beside the contract's; b"" where they differ or it is not plain to see where."""
-    if normal_finish(finish) == finish and b'"native_finish_reason"' not in rest:
-        for colon in (b":", b": "):
-            member = b'"finish_reason"%b"%b"' % (colon, finish.encode())
-            if rest.count(member) == 1:
-                return rest.replace(member, b'%b,"native_finish_reason":"%b"' % (member, finish.encode()))
-    return b""
+        return b"".join([member for name, member in members if name not in _OURS and not is_left_out(name, fields[name])])
 
 
 def _is_plain(text: bytes) -> bool:
@@ -412,26 +389,3 @@ def _is_json(data: bytes) -> bool:
     except (msgspec.DecodeError, RecursionError):
         return False
     return True
-
-
-def _is_left_out(name: str, raw: Raw) -> bool:
-    if name not in _NOT_NULL:
-        return False
-    return name in ("usage", "error") or bytes(raw) == b"null"
-
-
-def error_event(body: dict[str, object], generation_id: str, model: str, provider: str, created_s: int, kind: str) -> bytes:
-    """The one in-band event that ends a broken stream. `body` is the error object with an integer `code`."""
-    choice = {"index": 0, "delta": {"content": ""}, "finish_reason": "error", "native_finish_reason": "error"}
-    if kind == "text":
-        choice = {"index": 0, "text": "", "finish_reason": "error", "native_finish_reason": "error"}
-    event = {
-        "id": generation_id,
-        "provider": provider,
-        "model": model,
-        "object": "chat.completion.chunk" if kind == "chat" else "text_completion",
-        "created": created_s,
-        "error": body,
-        "choices": [choice],
-    }
-    return b"data: " + _encode(event) + b"\n\n"

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.wire.chunk import error_event
 from gateway.wire.cutter import EventCutter, LineTooLong
-from gateway.wire.sse import error_event
 from tests.decisions.streams import GENERATION, MODEL, PROVIDER, Event, by_the_book, byte_by_byte, outcome, parsed, spliced
 from tests.timing import again_if_untimely, in_time
 

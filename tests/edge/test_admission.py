@@ -7,7 +7,8 @@ import pytest
 from gateway.domain.catalog import Catalog, Endpoint, Model, Price
 from gateway.domain.errors import GatewayError, InsufficientCredit, KeyLimitExceeded, StoreUnavailable
 from gateway.domain.keys import KeyRecord
-from gateway.edge.admission import AHEAD_HOLDS, REFUSAL_S, WAIT_S, Admission, Quote, quote
+from gateway.edge.admission import AHEAD_HOLDS, REFUSAL_S, WAIT_S, Admission
+from gateway.edge.quotes import Quote, quote
 from gateway.edge.snapshots import Choice, choices_of
 from gateway.ledger.book import Book, Hold
 from gateway.link.messages import Back, Grant, Journaled, Recall, Standing, Want

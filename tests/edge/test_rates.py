@@ -6,8 +6,9 @@ import pytest
 
 from gateway.domain.catalog import Price
 from gateway.domain.errors import GatewayError, RateLimited, StoreUnavailable
-from gateway.edge.admission import RATE_WAIT_S, REFUSAL_S, quote
+from gateway.edge.admission import RATE_WAIT_S, REFUSAL_S
 from gateway.edge.limited import rate_limited
+from gateway.edge.quotes import quote
 from gateway.edge.responses import error_headers
 from gateway.ledger.book import FreeHold
 from gateway.link.messages import Back, Grant, Want

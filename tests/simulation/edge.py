@@ -15,8 +15,9 @@ from gateway.domain.catalog import Endpoint, Model, Price
 from gateway.domain.errors import GatewayError
 from gateway.domain.generation import Generation
 from gateway.domain.keys import KeyRecord
-from gateway.edge.admission import Admission, Quote
+from gateway.edge.admission import Admission
 from gateway.edge.journal import Journal
+from gateway.edge.quotes import Quote
 from gateway.edge.running import Running
 from gateway.edge.snapshots import choices_of
 from gateway.ledger.book import Book, Hold

@@ -1,0 +1,57 @@
+"""The most that a request can cost, over all endpoints that may serve it: what admission holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from gateway.edge.snapshots import Choice
+from gateway.wire.envelope import Envelope
+
+MESSAGE_TOKENS = 16  # what a chat template may add around each message
+
+
+class Quote(msgspec.Struct, frozen=True):
+    """The most that a request can cost, whichever of its endpoints serves it. Amounts in nanos."""
+
+    nanos: int
+    completion_tokens: int
+    prompt_tokens: int  # one a byte, which no tokenizer exceeds
+    dearest: Choice
+    images: int
+    is_free: bool  # every endpoint that may serve asks for nothing, ever
+
+
+def quote(envelope: Envelope, choices: Sequence[Choice]) -> Quote:
+    """What to hold for these choices.
+
+    The prompt is held at a token per byte however large the balance: at an estimate, as many callers at once as a
+    balance has holds for could spend four times of it.
+    """
+    prompt_tokens = envelope.prompt_bytes_max + MESSAGE_TOKENS * (envelope.messages or 1)
+    most, dearest, completion = -1, choices[0], 0
+    for choice in choices:
+        tokens = completion_max(envelope, choice)
+        nanos = choice.worst.nanos(prompt_tokens, tokens, envelope.images)
+        if nanos > most:
+            most, dearest, completion = nanos, choice, tokens
+    is_free = most == 0 and all(choice.endpoint.price.is_zero for choice in choices)
+    return Quote(most, completion, prompt_tokens, dearest, envelope.images, is_free)
+
+
+def worst_nanos(envelope: Envelope, choices: Sequence[Choice]) -> int:
+    """The quote's amount alone."""
+    prompt_tokens = envelope.prompt_bytes_max + MESSAGE_TOKENS * (envelope.messages or 1)
+    images, most = envelope.images, 0
+    for choice in choices:
+        nanos = choice.worst.nanos(prompt_tokens, completion_max(envelope, choice), images)
+        if nanos > most:
+            most = nanos
+    return most
+
+
+def completion_max(envelope: Envelope, choice: Choice) -> int:
+    """The most completion tokens this endpoint may make for this request."""
+    asked, ceiling = envelope.max_tokens, choice.completion_tokens_max
+    return ceiling if asked is None or asked > ceiling else asked
