@@ -19,6 +19,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import linear_regression
@@ -158,12 +159,22 @@ async def lateness(log: Path) -> dict[str, float]:
     url = f"http://127.0.0.1:{msgspec.json.decode(listening)['port']}/metrics"
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
         text = await answer.text()
-    counts: dict[str, list[tuple[float, float]]] = {}
-    for family in text_string_to_metric_families(text):
+    return {name: 1000 * kept_to(looks, 0.99) for name, looks in loop_lags(text).items()}
+
+
+def loop_lags(metrics: str) -> dict[str, Counter[float]]:
+    """By process, how often its event loop was late by at most each bound, in seconds."""
+    found: dict[str, Counter[float]] = {}
+    for family in text_string_to_metric_families(metrics):
         for sample in family.samples if family.name == "gateway_loop_lag_seconds" else ():
             if sample.name.endswith("_bucket"):
-                counts.setdefault(sample.labels["process"], []).append((float(sample.labels["le"]), sample.value))
-    return {name: 1000 * next(bound for bound, count in each if count >= 0.99 * each[-1][1]) for name, each in counts.items()}
+                found.setdefault(sample.labels["process"], Counter())[float(sample.labels["le"])] += int(sample.value)
+    return found
+
+
+def kept_to(looks: Counter[float], share: float) -> float:
+    """The bound that this share of the looks kept to."""
+    return next(bound for bound in sorted(looks) if looks[bound] >= share * max(looks.values()))
 
 
 async def main(wish: argparse.Namespace) -> int:

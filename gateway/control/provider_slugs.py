@@ -6,7 +6,6 @@ A word that means nobody would be a rule that nobody keeps: a typing error in an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import overload
 
 from msgspec import UNSET, UnsetType
 
@@ -16,10 +15,6 @@ from gateway.domain.errors import BadRequest
 SLUGS_MAX = 200
 
 
-@overload
-def provider_slugs(field: str, slugs: Sequence[str], catalog: Callable[[], Catalog]) -> tuple[str, ...]: ...
-@overload
-def provider_slugs(field: str, slugs: Sequence[str] | UnsetType, catalog: Callable[[], Catalog]) -> tuple[str, ...] | UnsetType: ...
 def provider_slugs(field: str, slugs: Sequence[str] | UnsetType, catalog: Callable[[], Catalog]) -> tuple[str, ...] | UnsetType:
     """Each once, in lower case. Raises BadRequest, naming `field` and the slug that no provider has.
 

@@ -314,7 +314,7 @@ class CallerConnection(asyncio.Protocol):
         self._next_request()
 
     def answer_stream(self, status: int, data: bytes, headers: Iterable[tuple[str, str]], content_type: str) -> None:
-        """A stream that ends with its first piece: all of it in one write, and on to the next request."""
+        """A stream that ends with its first piece: all of it in one write, and in one copy, and on to the next request."""
         head = self._stream_head(status, headers, content_type, -1)
         self._write(b"%b%x\r\n%b\r\n%b" % (head, len(data), data, LAST_CHUNK) if self._chunked_out else head + data)
         self._next_request()

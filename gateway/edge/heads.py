@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import LineTooLong
 from multidict import CIMultiDictProxy
 
 from gateway.domain.errors import BadRequest, BodyTooLarge, HeadersTooLarge, UnsupportedMediaType, UriTooLong
-from gateway.wire.framing import CHUNKED, FramingError, SizedHead, content_length
+from gateway.wire.framing import CHUNKED, LENGTH_DIGITS_MAX, FramingError, content_length
 
 if TYPE_CHECKING:
     from gateway.edge.presented import Presented
@@ -38,24 +38,42 @@ class RequestHead(msgspec.Struct):
     presented: Presented | None = None  # what inference has read of it
 
 
-class RepeatedHead(SizedHead):
-    """A request's head as clients on a kept connection send it over and over: nothing is to be parsed again."""
+class RepeatedHead:
+    """Recognises a head that differs from an earlier one in the digits of its Content-Length alone.
 
-    __slots__ = ("head",)
+    Clients on a kept connection send such heads over and over; the same bytes say the same thing, so nothing is to be
+    parsed again.
+    """
 
-    def __init__(self, head: RequestHead, data: bytes, digits: bytes) -> None:
-        super().__init__(data, digits)
+    __slots__ = ("_after", "_before", "head")
+
+    def __init__(self, head: RequestHead, before: bytes, after: bytes) -> None:
         self.head = head
+        self._before = before  # the head up to the digits
+        self._after = after  # from behind them to its end
 
     @classmethod
     def of(cls, head: RequestHead, data: bytes) -> RepeatedHead | None:
         """Of a head that was read from `data`; None where its length is not plain to see, or a body is not all there is to it."""
-        if head.method == "HEAD" or head.http10 or not head.keep_alive or "Expect" in head.headers or "Transfer-Encoding" in head.headers:
+        digits = head.headers.get("Content-Length", "").encode()
+        at = data.lower().find(b"\r\ncontent-length: %b\r\n" % digits)
+        if at < 0 or head.method == "HEAD" or head.http10 or not head.keep_alive:
             return None
-        try:
-            return cls(head, data, head.headers.get("Content-Length", "").encode())
-        except FramingError:
+        if "Expect" in head.headers or "Transfer-Encoding" in head.headers:
             return None
+        at += len(b"\r\nContent-Length: ")
+        return cls(head, data[:at], data[at + len(digits) :])
+
+    def match(self, data: bytes) -> tuple[int, int]:
+        """The body's length and where it begins in `data`; (0, 0) when this is another head. Looks at every byte of it."""
+        before, after = self._before, self._after
+        if data.startswith(before):
+            at = len(before)
+            end = data.find(b"\r", at, at + LENGTH_DIGITS_MAX + 1)
+            digits = data[at:end]
+            if digits.isdigit() and data.startswith(after, end):
+                return int(digits), end + len(after)
+        return 0, 0
 
 
 class HeadReader:

@@ -14,6 +14,7 @@ from multidict import CIMultiDictProxy
 from gateway.domain.errors import GatewayError, StreamBroken, StreamStalled, UpstreamFault, UpstreamGarbage
 from gateway.edge.attempts import Attempt
 from gateway.edge.providers import Upstream
+from gateway.edge.responses import EVENT_STREAM
 from gateway.edge.snapshots import Choice
 from gateway.wire.completion import normal_finish
 from gateway.wire.cutter import EventCutter, LineTooLong
@@ -97,14 +98,14 @@ class StreamAttempt(Attempt):
         return max(seconds, REASONING_S_MIN) if self._reasons else seconds
 
     def _on_ok_head(self, headers: CIMultiDictProxy[str]) -> None:
-        if not self._error_status and not headers.get("Content-Type", "").lower().startswith("text/event-stream"):
+        if not self._error_status and not _is_stream(headers):
             self._error_status = 200  # an error object, a page, anything but a stream
         exchange = self._exchange
         self.phase_at = exchange.parts.loop.time() + self._first_token_s
         exchange.rearm()
 
     def on_whole(self, headers: CIMultiDictProxy[str], data: bytes) -> None:
-        if "Content-Encoding" in headers or not headers.get("Content-Type", "").lower().startswith("text/event-stream"):
+        if "Content-Encoding" in headers or not _is_stream(headers):
             super().on_whole(headers, data)
             return
         self.provider_status = 200
@@ -221,3 +222,7 @@ class StreamAttempt(Attempt):
         self._end(error.code)
         self._tell_failure(error)
         self._exchange.break_stream(error)
+
+
+def _is_stream(headers: CIMultiDictProxy[str]) -> bool:
+    return headers.get("Content-Type", "").lower().startswith(EVENT_STREAM)

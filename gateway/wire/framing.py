@@ -32,32 +32,6 @@ def content_length(value: str) -> int:
     return int(value)
 
 
-class SizedHead:
-    """A head that comes again and again, but for the digits of its Content-Length: the same bytes say the same thing."""
-
-    __slots__ = ("_after", "_before")
-
-    def __init__(self, data: bytes, digits: bytes) -> None:
-        """Of a head that was read from `data` with this length. Raises FramingError where it does not stand there plainly."""
-        at = data.lower().find(b"\r\ncontent-length: %b\r\n" % digits)
-        if at < 0:
-            raise FramingError("content length")
-        at += len(b"\r\ncontent-length: ")
-        self._before = data[:at]
-        self._after = data[at + len(digits) :]
-
-    def match(self, data: bytes) -> tuple[int, int]:
-        """The body's length and where it begins in `data`; (0, 0) when this is another head. Looks at every byte of it."""
-        before = self._before
-        if data.startswith(before):
-            at = len(before)
-            end = data.find(b"\r", at, at + LENGTH_DIGITS_MAX + 1)
-            digits = data[at:end]
-            if digits.isdigit() and data.startswith(self._after, end):
-                return int(digits), end + len(self._after)
-        return 0, 0
-
-
 class Dechunker:
     """Incremental decoder of the chunked coding. `done` after the last chunk; `rest` then holds what followed.
 

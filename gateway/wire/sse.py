@@ -175,29 +175,7 @@ class Splicer:
             self.usage = bytes(chunk.usage)
             self._last_data = data  # told once, at the end, with what it costs
             return b""
-        adds = False
-        finish: str | None = None
-        clean = True  # goes on as it is: nothing missing, no null where strict clients refuse one
-        for choice in chunk.choices or ():
-            delta = choice.delta
-            if delta is not None:
-                adds = adds or bool(delta.content) or delta.adds()
-                clean = clean and delta.role is not None and delta.tool_calls is not None and delta.reasoning_details is not None
-                for call in delta.tool_calls or ():
-                    if call.index is UNSET:
-                        clean = False
-                        self._numbers = CallNumbers() if self._numbers is None else self._numbers
-            if choice.text:
-                adds = True
-            if choice.finish_reason:
-                self.finish_reason = finish = choice.finish_reason
-                clean = clean and len(chunk.choices or ()) == 1 and self._numbers is None
-            elif choice.finish_reason is not None:  # missing, or an empty text, which is none of the contract's words
-                clean = False
-            if choice.index is UNSET:
-                clean = False
-        if adds:
-            self.content_events += 1
+        adds, finish, clean = self._account(chunk)
         usage_null = False
         if chunk.usage is not UNSET:
             usage_null = bytes(chunk.usage) == b"null"
@@ -230,6 +208,35 @@ class Splicer:
                     self._learn_text(data, spliced, delta.content)
             return spliced
         return self._rebuilt(data, clean and finish is None)
+
+    def _account(self, chunk: Chunk) -> tuple[bool, str | None, bool]:
+        """Whether it adds output, the end that it tells, and whether it goes on as it is: nothing missing, no null where strict clients
+        refuse one.
+        """
+        adds = False
+        finish: str | None = None
+        clean = True
+        for choice in chunk.choices or ():
+            delta = choice.delta
+            if delta is not None:
+                adds = adds or bool(delta.content) or delta.adds()
+                clean = clean and delta.role is not None and delta.tool_calls is not None and delta.reasoning_details is not None
+                for call in delta.tool_calls or ():
+                    if call.index is UNSET:
+                        clean = False
+                        self._numbers = CallNumbers() if self._numbers is None else self._numbers
+            if choice.text:
+                adds = True
+            if choice.finish_reason:
+                self.finish_reason = finish = choice.finish_reason
+                clean = clean and len(chunk.choices or ()) == 1 and self._numbers is None
+            elif choice.finish_reason is not None:  # missing, or an empty text, which is none of the contract's words
+                clean = False
+            if choice.index is UNSET:
+                clean = False
+        if adds:
+            self.content_events += 1
+        return adds, finish, clean
 
     def _odd(self, data: bytes) -> bytes:
         """An object of unusual types passes all the same; whether it adds output can only be guessed."""

@@ -111,6 +111,14 @@ async def fill_in(page: Page, email: str) -> None:
     await page.write("#password", PASSWORD)
 
 
+async def sign_up(page: Page, email: str) -> str:
+    """From the form to what the page asks then."""
+    await page.until_shown("#sign-in")
+    await fill_in(page, email)
+    await page.click("#sign-up")
+    return await page.until_shown("#consent")
+
+
 async def test_a_person_signs_up_consents_and_the_application_has_a_key_that_works(page: Page, application: Application) -> None:
     await page.go(application.consent_url(key_label="Notes", limit="0.5", usage_limit_type="monthly"))
     assert "Sign in, or sign up" in await page.until_shown("#sign-in")
@@ -135,10 +143,7 @@ async def test_a_person_signs_up_consents_and_the_application_has_a_key_that_wor
 
 async def test_the_key_of_a_consent_is_the_persons_and_no_more_than_was_said(page: Page, application: Application) -> None:
     await page.go(application.consent_url(limit="0.25"))
-    await page.until_shown("#sign-in")
-    await fill_in(page, "ada@example.com")
-    await page.click("#sign-up")
-    await page.until_shown("#consent")
+    await sign_up(page, "ada@example.com")
     await page.click("#authorize")
     code = (await application.came_back.get())["code"]
     status, taken = await application.exchange(code)
@@ -157,10 +162,7 @@ async def test_the_key_of_a_consent_is_the_persons_and_no_more_than_was_said(pag
 async def test_who_refuses_goes_back_and_nothing_was_made(page: Page, application: Application) -> None:
     await page.go(f"{application.url}/")
     await page.click("#ask")
-    await page.until_shown("#sign-in")
-    await fill_in(page, "joan@example.com")
-    await page.click("#sign-up")
-    await page.until_shown("#consent")
+    await sign_up(page, "joan@example.com")
     await page.click("#refuse")
     await page.until("document.title === 'Home'")
     assert application.came_back.empty() and page.complaints == []
@@ -171,10 +173,7 @@ async def test_who_refuses_goes_back_and_nothing_was_made(page: Page, applicatio
 
 async def test_what_is_wrong_is_said_on_the_page(page: Page, application: Application) -> None:
     await page.go(application.consent_url(callback_url="http://evil.example/back"))
-    await page.until_shown("#sign-in")
-    await fill_in(page, "mary@example.com")
-    await page.click("#sign-up")
-    await page.until_shown("#consent")
+    await sign_up(page, "mary@example.com")
     await page.click("#authorize")
     assert "callback_url: must be an https URL" in await page.until_shown("#alert")
     assert await page.evaluate("location.pathname") == "/auth"
@@ -203,10 +202,7 @@ async def test_a_wrong_password_is_told_and_a_headless_application_gets_its_code
 async def test_script_in_what_an_application_says_is_shown_as_text(page: Page, application: Application) -> None:
     payload = "<img src=x onerror=alert(1)><script>alert(1)</script>"
     await page.go(application.consent_url(limit=payload, key_label=payload, usage_limit_type=payload))
-    await page.until_shown("#sign-in")
-    await fill_in(page, "edith@example.com")
-    await page.click("#sign-up")
-    assert payload in await page.until_shown("#consent")
+    assert payload in await sign_up(page, "edith@example.com")
     assert await page.evaluate("document.images.length + document.querySelectorAll('main script').length") == 0
     assert page.complaints == []
     await page.evaluate("document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.ran = 1'}))")

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
 
 from bench.provider import Provider
+from bench.soak import kept_to, loop_lags
 from tests.conftest import MODEL, RunningGateway, StartGateway, fetch
 from tests.money.shop import sim
 from tests.timing import again_if_untimely, in_time
@@ -26,20 +26,14 @@ def lateness(gateway: RunningGateway) -> dict[str, Counter[float]]:
     """By process, how often its loop was late by at most each bound."""
     status, body = fetch(f"{gateway.operations_url}/metrics")
     assert status == 200
-    found: dict[str, Counter[float]] = {}
-    for family in text_string_to_metric_families(body.decode()):
-        for sample in family.samples if family.name == "gateway_loop_lag_seconds" else ():
-            if sample.name.endswith("_bucket"):
-                found.setdefault(sample.labels["process"], Counter())[float(sample.labels["le"])] += int(sample.value)
-    return found
+    return loop_lags(body.decode())
 
 
 def late_s(before: Counter[float], after: Counter[float]) -> float:
     """The bound that the given share of the looks between kept to."""
-    looks = {bound: after[bound] - before[bound] for bound in sorted(after)}
-    most = max(looks.values())
-    assert most > 10
-    return next(bound for bound, count in looks.items() if count >= SHARE * most)
+    looks = Counter({bound: after[bound] - before[bound] for bound in after})
+    assert max(looks.values()) > 10
+    return kept_to(looks, SHARE)
 
 
 @again_if_untimely
