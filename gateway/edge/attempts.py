@@ -253,9 +253,10 @@ class AnswerAttempt(Attempt):
     def _on_ok_data(self, data: bytes) -> None:
         self._collect(data, self._exchange.parts.upstream.answer_bytes_max)
 
-    def on_whole(self, headers: CIMultiDictProxy[str], data: bytes) -> None:
+    def on_whole(self, headers: CIMultiDictProxy[str], pieces: list[bytes]) -> None:
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if "Content-Encoding" in headers or len(data) > self._exchange.parts.upstream.answer_bytes_max:
-            super().on_whole(headers, data)
+            super().on_whole(headers, pieces)
             return
         self.provider_status = 200
         self._call = None

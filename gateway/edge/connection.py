@@ -14,7 +14,7 @@ from multidict import CIMultiDictProxy
 
 from gateway.domain.errors import UpstreamGarbage
 from gateway.edge.known_heads import KnownHeads
-from gateway.wire.framing import CHUNKED, Dechunker, FramingError, content_length, whole_payload
+from gateway.wire.framing import CHUNKED, Dechunker, FramingError, content_length, whole_chunks
 
 if TYPE_CHECKING:
     from gateway.edge.upstream import Call, Pool
@@ -182,10 +182,10 @@ class ProviderConnection(asyncio.Protocol):
         if headers is None:
             return False
         self._reading_head, self._keep_alive = False, True
-        body = whole_payload(data[at:]) if length == CHUNKED else data[at:] if len(data) - at == length else None
-        if body is not None:
+        pieces = whole_chunks(data[at:]) if length == CHUNKED else [data[at:]] if len(data) - at == length else None
+        if pieces is not None:
             self._release(call)
-            call.complete_with(headers, body)
+            call.complete_with(headers, pieces)
             return True
         if length == CHUNKED:
             self._dechunker, self._left = Dechunker(), 0

@@ -18,6 +18,7 @@ from gateway.edge.quotes import Quote, quote
 from gateway.edge.relay import StreamAttempt
 from gateway.edge.selection import remaining
 from gateway.edge.settlement import Bill, usage_of
+from gateway.edge.upstream import CallListener
 from gateway.ledger.book import Hold
 from gateway.ledger.pricing import Cost, cost
 from gateway.routing.wishes import read_wishes
@@ -27,6 +28,8 @@ from gateway.wire.prefill import REPEATS, continued, spelled
 from gateway.wire.transcript import TranscribingSplicer, Transcript
 
 if TYPE_CHECKING:
+    from multidict import CIMultiDictProxy
+
     from gateway.edge.attempts import Attempt
     from gateway.edge.exchange import InferenceExchange
     from gateway.edge.providers import Upstream
@@ -199,6 +202,9 @@ class ContinuableAttempt(StreamAttempt):
             goes_on=bool(continuation.parts),
             repeats=bool(continuation.parts) and choice.endpoint.prefill in REPEATS and exchange.kind == "chat",
         )
+
+    def on_whole(self, headers: CIMultiDictProxy[str], pieces: list[bytes]) -> None:
+        CallListener.on_whole(self, headers, pieces)
 
     def start(self, body: bytes) -> None:
         super().start(self._continuation.body_for(self, body))

@@ -17,7 +17,7 @@ from gateway.edge.providers import Upstream
 from gateway.edge.responses import EVENT_STREAM
 from gateway.edge.snapshots import Choice
 from gateway.wire.completion import normal_finish
-from gateway.wire.cutter import EventCutter, LineTooLong
+from gateway.wire.cutter import BYTE_ORDER_MARK, EventCutter, LineTooLong
 from gateway.wire.sse import Splicer
 from gateway.wire.usage import BYTES_PER_TOKEN
 
@@ -31,13 +31,13 @@ class StreamAttempt(Attempt):
     """Events as they come, cut at event borders. What precedes the first content waits for it."""
 
     streams = True
+    _cutter: EventCutter | None = None  # of a stream that comes in pieces
     _held_bytes = 0
     _first_token_s = 0.0  # that the first content may take from the head on
     _silence_s = float("inf")  # that all before it may take, where another endpoint could serve instead
 
     def __init__(self, exchange: InferenceExchange, choice: Choice, upstream: Upstream) -> None:
         super().__init__(exchange, choice, upstream)
-        self._cutter = EventCutter(exchange.parts.upstream.sse_line_bytes_max)
         self._splicer = Splicer(exchange.generation_id, choice.model.id, upstream.provider.name, choice.shape)
         self._held: list[bytes] = []
         envelope = exchange.envelope
@@ -104,33 +104,36 @@ class StreamAttempt(Attempt):
         self.phase_at = exchange.parts.loop.time() + self._first_token_s
         exchange.rearm()
 
-    def on_whole(self, headers: CIMultiDictProxy[str], data: bytes) -> None:
-        if "Content-Encoding" in headers or not _is_stream(headers):
-            super().on_whole(headers, data)
+    def on_whole(self, headers: CIMultiDictProxy[str], pieces: list[bytes]) -> None:
+        if "Content-Encoding" in headers or not _is_stream(headers) or pieces[0].startswith(BYTE_ORDER_MARK):
+            super().on_whole(headers, pieces)
             return
         self.provider_status = 200
         self._call = None
-        self._on_ok_data(data)
+        events, taken = self._splicer.splice_pieces(pieces)
+        self._on_border(events)
         if not self.ended:
-            self._on_ok_end()
+            if taken < len(pieces):
+                self._on_ok_data(b"".join(pieces[taken:]))
+            if not self.ended:
+                self._on_ok_end()
 
     def _prompt_tokens(self) -> int:
         envelope = self._exchange.envelope
         return envelope.prompt_text_bytes // BYTES_PER_TOKEN if envelope is not None else 0
 
     def _on_ok_data(self, data: bytes) -> None:
-        splicer = self._splicer
+        splicer, cutter = self._splicer, self._cutter
+        if cutter is None:
+            cutter = self._cutter = EventCutter(self._exchange.parts.upstream.sse_line_bytes_max)
         try:
-            block = self._cutter.feed(data)
+            block = cutter.feed(data)
         except LineTooLong:
             self._fail(UpstreamGarbage("Provider sent an event that does not end", provider_status=200))
             return
         if not block:
             return
         events = splicer.splice(block)
-        if splicer.dropped:
-            self.upstream.dropped_events.add(splicer.dropped)
-            splicer.dropped = 0
         if self.first_content_at and not splicer.done and splicer.error is None:
             if events:
                 self.phase_at = self._exchange.parts.loop.time() + self._idle_s
@@ -188,6 +191,9 @@ class StreamAttempt(Attempt):
 
     def note(self) -> None:
         splicer = self._splicer
+        if splicer.dropped:
+            self.upstream.dropped_events.add(splicer.dropped)
+            splicer.dropped = 0
         self.usage = splicer.usage
         self.upstream_id = splicer.upstream_id or ""
         self.native_finish_reason = splicer.finish_reason
@@ -208,6 +214,7 @@ class StreamAttempt(Attempt):
     def _fail(self, error: GatewayError) -> None:
         if self.ended:
             return
+        self.note()
         if not self.committed:
             super()._fail(error)
             return
@@ -218,7 +225,6 @@ class StreamAttempt(Attempt):
             if isinstance(cause, UpstreamFault):
                 error.provider_status = cause.provider_status
         error.metadata = {"provider_name": self.upstream.provider.name, **error.metadata}
-        self.note()
         self._end(error.code)
         self._tell_failure(error)
         self._exchange.break_stream(error)

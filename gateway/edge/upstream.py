@@ -31,10 +31,10 @@ class CallListener:
     def on_end(self) -> None: ...
     def on_failed(self, error: GatewayError) -> None: ...
 
-    def on_whole(self, headers: CIMultiDictProxy[str], data: bytes) -> None:
-        """Instead of the first three: a 200 that came all at once."""
+    def on_whole(self, headers: CIMultiDictProxy[str], pieces: list[bytes]) -> None:
+        """Instead of the first three: a 200 that came all at once; its body is in the chunks that the provider wrote."""
         self.on_head(200, headers)
-        if data:
+        if data := b"".join(pieces):
             self.on_data(data)
         self.on_end()
 
@@ -271,11 +271,11 @@ class Call:
         self._pool.on_call_ended(self)
         self.listener.on_end()
 
-    def complete_with(self, headers: CIMultiDictProxy[str], data: bytes) -> None:
+    def complete_with(self, headers: CIMultiDictProxy[str], pieces: list[bytes]) -> None:
         self.ended = True
         self._connection = None
         self._pool.on_call_ended(self)
-        self.listener.on_whole(headers, data)
+        self.listener.on_whole(headers, pieces)
 
     def fail(self, error: GatewayError) -> None:
         if not self.ended:

@@ -85,7 +85,7 @@ def _normalised(choice: dict[str, Raw], index: int, numbers: CallNumbers | None)
     return out
 
 
-def is_filled_object(raw: Raw) -> bool:
+def is_filled_object(raw: Raw | bytes) -> bool:
     """Whether a member such as `usage` says something."""
     return len(raw) > 4 and bytes(raw).startswith(b"{")
 

@@ -5,7 +5,7 @@ Source: WHATWG server-sent events grammar.
 
 from __future__ import annotations
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class LineTooLong(Exception):
@@ -52,11 +52,11 @@ class EventCutter:
         """A byte order mark may open the stream; as long as the first bytes may become one they wait."""
         data = bytes(self._pending) + data
         self._pending.clear()
-        if len(data) < len(_BYTE_ORDER_MARK) and _BYTE_ORDER_MARK.startswith(data):
+        if len(data) < len(BYTE_ORDER_MARK) and BYTE_ORDER_MARK.startswith(data):
             self._pending += data
             return b""
         self._started = True
-        return data.removeprefix(_BYTE_ORDER_MARK)
+        return data.removeprefix(BYTE_ORDER_MARK)
 
     def _normalised(self, data: bytes) -> bytes:
         """CRLF and lone CR become LF, at once: a CR at the end is a line end, and a LF right after it is dropped."""

@@ -163,16 +163,16 @@ class Dechunker:
             raise FramingError("framing outweighs data")
 
 
-def whole_payload(data: bytes) -> bytes | None:
-    """The payload of a chunked body that is all here; None where it is not, or where that is not plain to see."""
+def whole_chunks(data: bytes) -> list[bytes] | None:
+    """The chunks of a body that is all here; None where it is not, or where that is not plain to see."""
     if not data.endswith(b"\r\n0\r\n\r\n"):
         return None
     lines = data[: -len(b"\r\n0\r\n\r\n")].split(b"\r\n")
     chunks = lines[1::2]
-    if list(map(_SIZES.get, lines[::2])) != list(map(len, chunks)):
+    lengths = list(map(len, chunks))
+    if list(map(_SIZES.get, lines[::2])) != lengths:
         return None
-    payload = b"".join(chunks)
-    return payload if len(data) <= 2 * len(payload) + CHUNK_OVERHEAD_BYTES_MAX else None
+    return chunks if len(data) <= 2 * sum(lengths) + CHUNK_OVERHEAD_BYTES_MAX else None
 
 
 def _agreeing(sizes: list[int | None], lengths: list[int]) -> int:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from gateway.wire.cutter import EventCutter
+from gateway.wire.cutter import BYTE_ORDER_MARK, EventCutter
 from gateway.wire.shape import Shape
 from gateway.wire.sse import Splicer
 
@@ -154,6 +154,10 @@ def spliced(pieces: Iterable[bytes], *, model: str = MODEL, provider: str = PROV
     pieces = list(pieces)
     fresh = Shape()
     first, *later = [_spliced(pieces, Splicer(GENERATION, model, provider, shape)) for shape in (fresh, fresh, SEEN_ALL)]
+    chunks = re.split(rb"(?<=\n\n)", b"".join(pieces))
+    for count in (1, 2):  # events in a chunk
+        coarser = [b"".join(chunks[at : at + count]) for at in range(0, len(chunks), count)]
+        later.append(_spliced_at_once(coarser, Splicer(GENERATION, model, provider, fresh)))
     for again in later:
         assert again[0] == first[0] and account(again[1]) == account(first[1])
     return first
@@ -165,6 +169,13 @@ SEEN_ALL = Shape()  # of an endpoint that writes like all providers at once
 def _spliced(pieces: list[bytes], splicer: Splicer) -> tuple[bytes, Splicer]:
     cutter = EventCutter(1 << 20)
     return b"".join([splicer.splice(block) for piece in pieces if (block := cutter.feed(piece))]), splicer
+
+
+def _spliced_at_once(chunks: list[bytes], splicer: Splicer) -> tuple[bytes, Splicer]:
+    """As the chunks of a whole answer; from the first on that is not one event they go through the cutter."""
+    sent, taken = splicer.splice_pieces(chunks) if not chunks[0].startswith(BYTE_ORDER_MARK) else (b"", 0)
+    rest, _ = _spliced([b"".join(chunks[taken:])], splicer)
+    return sent + rest, splicer
 
 
 def account(splicer: Splicer) -> tuple[object, ...]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.domain.errors import GatewayError
 from gateway.edge.heads import HeadReader, RepeatedHead, RequestHead, body_length
 from gateway.wire import answer, framing
-from gateway.wire.framing import Dechunker, FramingError, whole_payload
+from gateway.wire.framing import Dechunker, FramingError, whole_chunks
 from tests.decisions.streams import GENERATION, MODEL, PROVIDER, by_the_book, outcome, spliced
 
 # Heads that come again: what is recognised is what the parser would read.
@@ -137,8 +137,8 @@ def test_framing_weighs_alike_however_it_is_cut(chunks: list[bytes], end: bytes,
         assert dechunked([data[a:b] for a, b in zip([0, *at], [*at, len(data)], strict=True)]) == by_bytes
         assert dechunked([*coded, end]) == dechunked([data]) == by_bytes
         for body in (data, data + b"more", data[:-1], data[1:]):
-            at_once = whole_payload(body)
-            assert at_once is None or dechunked([body]) == (at_once, b"", True)
+            at_once = whole_chunks(body)
+            assert at_once is None or dechunked([body]) == (b"".join(at_once), b"", True)
 
 
 def test_the_last_chunk_weighs_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
