@@ -37,6 +37,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
     catalog: Catalog
     control: str  # control's own incarnation
     takes_observations: bool = False  # whether it knows Observation; a control of an earlier version does not
+    takes_content: bool = False  # the same for Content
 
 
 class Unwelcome(msgspec.Struct, frozen=True, tag="unwelcome"):
@@ -126,6 +127,9 @@ class Content(msgspec.Struct, frozen=True, tag="content"):
     request: bytes  # the caller's body as it came
     answer: bytes  # as the caller got it: a JSON body, or the events of a stream
     truncated: bool = False  # there was more than is kept of an exchange
+
+    def __repr__(self) -> str:
+        return f"<Content {self.generation_id} {len(self.request)} + {len(self.answer)} bytes>"
 
 
 class Grant(msgspec.Struct, frozen=True, tag="grant"):
