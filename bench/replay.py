@@ -27,6 +27,7 @@ from gateway.domain.keys import KeyRecord
 from gateway.edge.admission import Admission
 from gateway.edge.caller import CallerConnection
 from gateway.edge.connection import ProviderConnection
+from gateway.edge.content import Contents
 from gateway.edge.journal import Journal
 from gateway.edge.parts import Parts
 from gateway.edge.providers import Providers
@@ -130,6 +131,7 @@ class Replay:
             report=report,
             timeouts=Timeouts(),
             upstream=Upstream(),
+            contents=Contents(send=lambda content: None, exchange_bytes_max=2**20, discount_millionths=0),
         )
         self._intake = parts.intake
         upstream = providers.of(ENDPOINT)

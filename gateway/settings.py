@@ -27,6 +27,7 @@ from gateway.domain.money import parse_usd
 from gateway.places import file_fault, folder_fault
 
 SQLITE = "sqlite:///"  # a path follows
+PERCENT_STEP_NANOS = 100_000  # of a percentage read as if it were USD: a millionth of the whole
 ENVIRONMENT = "GATEWAY_"  # GATEWAY_SERVER__PORT=9000 overrides port of [server]
 
 Port = Annotated[int, Meta(ge=0, le=65535)]  # 0: the kernel chooses
@@ -144,6 +145,15 @@ class Billing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     charge_broken_streams: bool = False
     overshoot_usd: Decimals = "0.05"
 
+    @property
+    def logging_discount_millionths(self) -> int:
+        """Of every cost."""
+        return parse_usd(self.logging_discount_percent) // PERCENT_STEP_NANOS
+
+
+class Content(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    exchange_bytes_max: Annotated[int, Meta(gt=0, le=2 * 1024 * 1024)] = 1_048_576  # more would keep leases waiting on the link
+
 
 class Accounts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     signup: bool = True
@@ -160,6 +170,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     routing: Routing = Routing()
     limits: Limits = Limits()
     billing: Billing = Billing()
+    content: Content = Content()
     accounts: Accounts = Accounts()
 
 
@@ -336,6 +347,8 @@ def _money_faults(settings: Settings) -> Iterator[tuple[str, str]]:
                     yield f"{name}.{key}", "must not be negative"
                 if key.endswith("_percent") and not 0 <= parse_usd(value) <= parse_usd("100"):
                     yield f"{name}.{key}", 'must be a percentage from "0" to "100"'
+                if key == "logging_discount_percent" and parse_usd(value) % PERCENT_STEP_NANOS:
+                    yield f"{name}.{key}", "must be no finer than 0.0001"
             except ValueError:
                 yield f"{name}.{key}", 'must be a decimal string such as "0.80", no finer than 0.000000001'
 

@@ -114,6 +114,8 @@ exploration_share = 0.9
         ('[timeouts]\nfirst_token_s = "fast"', "timeouts.first_token_s"),
         ('[limits]\ncredited_usd = "ten"', "limits.credited_usd"),
         ('[billing]\nsignup_usd = "0.0000000001"', "billing.signup_usd"),
+        ('[billing]\nlogging_discount_percent = "1.00001"', "billing.logging_discount_percent"),
+        ("[content]\nexchange_bytes_max = 2097153", "content.exchange_bytes_max"),
         ("[routing]\nbreaker_open_s = 90", "routing.breaker_open_s_max"),
     ],
 )

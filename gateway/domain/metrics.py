@@ -83,6 +83,12 @@ METRICS: dict[str, Metric] = {
         Metric(
             "gateway_log_dropped_total", "counter", "Log lines dropped because the reader of stderr was too slow or gone.", ("process",)
         ),
+        Metric(
+            "gateway_content_dropped_total",
+            "counter",
+            "Exchanges of accounts that log their prompts that were not kept: edge (control is away or slow).",
+            ("reason",),
+        ),
         Metric("gateway_process_starts_total", "counter", "Processes started by the supervisor.", ("process",)),
         Metric("gateway_catalog_reloads_total", "counter", "Catalog reloads by result.", ("result",)),
         Metric("gateway_edges", "gauge", "Edges joined to control."),

@@ -12,6 +12,7 @@ class AccountRules(msgspec.Struct, frozen=True, omit_defaults=True):
     train_free: bool = False  # the same for free ones
     publish_free: bool = False  # free endpoints may publish prompts; others never may
     zdr: bool = False  # only endpoints that retain nothing
+    log_prompts: bool = False  # requests and answers are kept for the account's own review, for a discount
     allowed: tuple[str, ...] = ()  # provider slugs, or tags such as "north/fp8"; none: all
     ignored: tuple[str, ...] = ()
 
@@ -26,6 +27,7 @@ class RulesChange(msgspec.Struct, frozen=True, kw_only=True):
     train_free: bool | msgspec.UnsetType = msgspec.UNSET
     publish_free: bool | msgspec.UnsetType = msgspec.UNSET
     zdr: bool | msgspec.UnsetType = msgspec.UNSET
+    log_prompts: bool | msgspec.UnsetType = msgspec.UNSET
     allowed: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     ignored: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 

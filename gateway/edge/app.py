@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gateway.domain.catalog import Catalog
 from gateway.edge.admission import Admission
+from gateway.edge.content import Contents
 from gateway.edge.journal import Journal
 from gateway.edge.parts import Parts
 from gateway.edge.providers import Providers
@@ -82,6 +83,7 @@ class Edge:
                 report=self._report,
                 timeouts=settings.timeouts,
                 upstream=settings.upstream,
+                contents=self._make_contents(),
             ),
             control=self._control,
             log=log,
@@ -161,6 +163,13 @@ class Edge:
             now_s=self._loop.time(),
         )
 
+    def _make_contents(self) -> Contents:
+        return Contents(
+            send=self._link.send_content,
+            exchange_bytes_max=self._settings.content.exchange_bytes_max,
+            discount_millionths=self._settings.billing.logging_discount_millionths,
+        )
+
     def _make_running(self) -> Running:
         return Running(
             Path(self._settings.journal.dir),
@@ -182,6 +191,7 @@ class Edge:
     def _declare_figures(self) -> None:
         self._lag = self._telemetry.histogram("gateway_loop_lag_seconds", "edge")
         self._dropped = self._telemetry.counter("gateway_log_dropped_total", "edge")
+        self._content_dropped = self._telemetry.counter("gateway_content_dropped_total", "edge")
         self._telemetry.gauge("gateway_connections", lambda: {(): self._server.connections})
         self._telemetry.gauge("gateway_inflight_requests", lambda: {(): self._server.inflight})
         self._telemetry.gauge("gateway_inflight_attempts", self._providers.calls)
@@ -237,6 +247,7 @@ class Edge:
         self._journal.retry()
         self._running.sweep()
         self._dropped.value = float(self._log.dropped)
+        self._content_dropped.value = float(self._link.content_dropped)
         self._loop.call_later(SWEEP_S, self._sweep)
 
     def _watch_lag(self, due: float) -> None:

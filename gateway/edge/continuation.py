@@ -73,7 +73,8 @@ class Continuation:
         if self._is_over or not isinstance(error, StreamBroken) or is_final or not transcript.can_go_on:
             return False
         usage = usage_of(exchange.envelope, attempt, was_cut=True)
-        part = Part(attempt, exchange.envelope, usage, cost(attempt.endpoint.price, usage, exchange.created_s), error)
+        made = cost(attempt.endpoint.price, usage, exchange.created_s, exchange.paid_millionths)
+        part = Part(attempt, exchange.envelope, usage, made, error)
         made_tokens = sum([each.usage.completion_tokens for each in (*self.parts, part)])
         limit = self._envelope.max_tokens
         if limit is not None and made_tokens >= limit:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from random import random
+from typing import TYPE_CHECKING
 
 from gateway.domain.errors import CallerFault, CallerGone, DeadlineExceeded, Draining, GatewayError, NoEndpointAvailable, Overloaded
 from gateway.domain.keys import KeyRecord
@@ -29,8 +30,12 @@ from gateway.edge.selection import next_of, remaining, select
 from gateway.edge.settlement import Bill
 from gateway.edge.snapshots import Choice
 from gateway.ledger.book import Hold
+from gateway.ledger.pricing import MILLION
 from gateway.routing.budget import backoff_s
 from gateway.wire.envelope import Envelope, Kind, parse
+
+if TYPE_CHECKING:
+    from gateway.edge.content import KeptCaller
 
 KEEPALIVE = b": OPENROUTER PROCESSING\n\n"
 
@@ -54,6 +59,8 @@ class InferenceExchange:
     bill: Bill | None = None
     continuation: Continuation | None = None  # for callers who wish that a broken stream goes on elsewhere
     explanation: Explanation | None = None  # for callers who ask how their endpoint was chosen
+    content: KeptCaller | None = None  # for accounts that let it be kept what was said
+    paid_millionths = MILLION  # of what it costs; fixed when it begins
     _asked = False  # for the key
     _tried_again = False
     _streaming_begun = False
@@ -70,7 +77,7 @@ class InferenceExchange:
         self.total_at = now + parts.timeouts.total_s
         self.keepalive_at = now + parts.timeouts.keepalive_s
         self.attempts: list[Attempt] = []
-        self._caller: CallerConnection | None = caller
+        self._caller: CallerConnection | KeptCaller | None = caller
         self._choices: list[Choice] = []
         self._deadline = caller.deadline  # the connection's own, as long as it lasts
 
@@ -143,6 +150,8 @@ class InferenceExchange:
     def _serve(self, key: KeyRecord, body: bytes, clock: float) -> None:
         self._body = None
         parts = self.parts
+        if key.rules.log_prompts:
+            self._keep_content(body)
         try:
             parts.settlement.require_room()
             envelope = self.envelope = parse(body, self.kind)
@@ -171,6 +180,12 @@ class InferenceExchange:
         self.overhead_s += time.perf_counter() - clock
         if not self.finished and self.attempt is None:  # a lease is awaited
             self.rearm()
+
+    def _keep_content(self, body: bytes) -> None:
+        caller, contents = self._caller, self.parts.contents
+        assert caller is not None
+        self._caller = self.content = contents.keep(self, caller, body)
+        self.paid_millionths = contents.paid_millionths
 
     # 3. Credit is set aside: at once, unless a lease ran dry.
 
@@ -376,7 +391,8 @@ class InferenceExchange:
         """What the caller still waits for; told once the end of the exchange is on record."""
         caller, error = self._caller, self.error
         if caller is None:
-            pass
+            if self.content is not None:
+                self.content.end()
         elif error is None:
             data = good_end(self)
             if self._streaming_begun:
@@ -395,6 +411,9 @@ class InferenceExchange:
         """Its end cannot be put on record, so no caller may take it for one."""
         if self._caller is not None:
             self._caller.abort()
+        if self.content is not None:
+            self.content.forget()
+            self.content = None
         self._let_go()
 
     def _let_go(self) -> None:

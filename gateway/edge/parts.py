@@ -16,6 +16,7 @@ from gateway.routing.router import Router
 from gateway.settings import Timeouts, Upstream
 
 if TYPE_CHECKING:
+    from gateway.edge.content import Contents
     from gateway.edge.report import ExchangeReport
     from gateway.edge.settlement import Settlement
 
@@ -24,8 +25,8 @@ class Parts:
     """What every exchange of an edge uses."""
 
     __slots__ = (
-        "admission", "attempts_max", "ids", "intake", "keys", "loop", "providers", "report", "retries", "router", "settlement", "site",
-        "timeouts", "upstream",
+        "admission", "attempts_max", "contents", "ids", "intake", "keys", "loop", "providers", "report", "retries", "router", "settlement",
+        "site", "timeouts", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -42,6 +43,7 @@ class Parts:
         report: ExchangeReport,
         timeouts: Timeouts,
         upstream: Upstream,
+        contents: Contents,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.ids = GenerationIds()
@@ -57,3 +59,4 @@ class Parts:
         self.report = report
         self.timeouts = timeouts
         self.upstream = upstream
+        self.contents = contents

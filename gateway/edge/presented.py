@@ -15,6 +15,7 @@ from gateway.edge.site import Site
 
 if TYPE_CHECKING:
     from gateway.edge.caller import CallerConnection
+    from gateway.edge.content import KeptCaller
 
 TEXT_CHARS_MAX = 256  # of what callers say about themselves
 
@@ -30,7 +31,7 @@ class Presented(msgspec.Struct, frozen=True):
     explains: bool  # it asks how its endpoint was chosen
 
 
-def presented(head: RequestHead, site: Site, caller: CallerConnection | None) -> Presented:
+def presented(head: RequestHead, site: Site, caller: CallerConnection | KeptCaller | None) -> Presented:
     """Raises Unauthenticated when the head presents neither a key nor a session, Forbidden when no page of ours presents the session.
 
     A key that was presented is the only thing that counts: a wrong one does not fall through to a cookie.

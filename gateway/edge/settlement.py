@@ -176,7 +176,7 @@ class Settlement:
             return Bill(None)
         assert exchange.envelope is not None
         usage = usage_of(exchange.envelope, attempt, was_cut=attempt.outcome != "ok")
-        full = cost(attempt.endpoint.price, usage, exchange.created_s)
+        full = cost(attempt.endpoint.price, usage, exchange.created_s, exchange.paid_millionths)
         if error is not None and not isinstance(error, CallerGone | EdgeLost):
             free = not (self._charge_broken_streams and isinstance(error, StreamBroken))
         else:

@@ -1,7 +1,8 @@
 """What tokens cost: exact integers, multiplied first, divided and rounded up once per generation.
 
-A price is nanos per million units, so a sum of counts times prices is in millionths of a nano; a discount multiplies
-by another million. The one division at the end rounds up to a whole nano. No float is anywhere near.
+A price is nanos per million units, so a sum of counts times prices is in millionths of a nano; a discount of the endpoint
+multiplies by another million, and one of the account by a third. The one division at the end rounds up to a whole nano. No
+float is anywhere near.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from gateway.domain.usage import Usage
 
 MILLION = 1_000_000
 _MILLION_SQUARED = MILLION * MILLION
+_MILLION_CUBED = MILLION * MILLION * MILLION
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -22,8 +24,8 @@ class Cost(msgspec.Struct, frozen=True):
     prompt_nanos: int
 
 
-def cost(price: Price, usage: Usage, unix_s: int) -> Cost:
-    """The cost of an answer at the price of that time, overrides and discount applied."""
+def cost(price: Price, usage: Usage, unix_s: int, paid_millionths: int = MILLION) -> Cost:
+    """The cost of an answer at the price of that time, overrides and discount applied; of that, an account pays `paid_millionths`."""
     if price.overrides:
         price = at(price, usage.prompt_tokens, unix_s)
     prompt = usage.prompt_tokens * price.prompt + usage.images * price.image
@@ -34,9 +36,8 @@ def cost(price: Price, usage: Usage, unix_s: int) -> Cost:
     other = usage.completion_tokens * price.completion + price.request
     if usage.reasoning_tokens or usage.searches:
         other += usage.reasoning_tokens * price.internal_reasoning + usage.searches * price.web_search
-    share_millionths = MILLION - price.discount_millionths
-    total_nanos = -(-(prompt + other) * share_millionths // _MILLION_SQUARED)
-    return Cost(total_nanos, min(total_nanos, -(-prompt * share_millionths // _MILLION_SQUARED)))
+    share = paid_millionths * (MILLION - price.discount_millionths)
+    return Cost(-(-(prompt + other) * share // _MILLION_CUBED), -(-prompt * share // _MILLION_CUBED))
 
 
 class Worst(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import cast
 
@@ -19,6 +20,7 @@ from gateway.link.messages import (
     VERSION,
     CatalogChanged,
     Committed,
+    Content,
     FindKey,
     FleetFigures,
     Frames,
@@ -46,6 +48,7 @@ RETRY_S_MIN = 0.02
 RETRY_S_MAX = 0.5
 WAITING_MAX = 10_000  # callers waiting for answers; more are answered "unavailable" at once
 BUFFER_BYTES_MAX = 4 * 1024 * 1024  # unread by control; reports are left out above this, being cumulative
+CONTENT_BYTES_MAX = 16 * 1024 * 1024  # waiting for everything else to have left; what comes above it is dropped
 STOP_S = 1.0  # for the last report to leave
 
 KeyCallback = Callable[[KeyFound], None]
@@ -81,6 +84,7 @@ class LinkClient:
         answer_s: float = ANSWER_S,
     ) -> None:
         self.joined = False
+        self.content_dropped = 0  # messages
         self.on_welcome = on_welcome
         self.on_key_changed = on_key_changed
         self.on_catalog = on_catalog
@@ -95,7 +99,7 @@ class LinkClient:
         self._hello = frame(Hello(version=VERSION, slot=slot, incarnation=incarnation, pid=pid, takes_figures=True))
         self._samples = samples
         self._observed = observed
-        self._takes_observations = False
+        self._takes_observations = self._takes_content = False
         self._questions = _Questions(answer_s)
         self._connection: _ControlConnection | None = None
         self._staying: asyncio.Task[None] | None = None
@@ -136,6 +140,14 @@ class LinkClient:
             self._connection.close()  # control does not read; it will hear how things stand when it is joined again
             return
         self._connection.write(frame(message))
+
+    def send_content(self, content: Content) -> None:
+        """Tell control what an exchange said, behind all that is to be told soon. Without a link or room it is dropped and counted."""
+        connection, size = self._connection, len(content.request) + len(content.answer)
+        if self.joined and connection is not None and self._takes_content and connection.waiting_bytes + size <= CONTENT_BYTES_MAX:
+            connection.write_later(frame(content))
+        else:
+            self.content_dropped += 1
 
     def report_now(self) -> None:
         """Send all figures now rather than within the second."""
@@ -188,12 +200,13 @@ class LinkClient:
             if message.version != VERSION or connection.welcome.is_set():
                 raise LinkError("an unexpected welcome")
             self.joined = True
-            self._takes_observations = message.takes_observations
+            self._takes_observations, self._takes_content = message.takes_observations, message.takes_content
             connection.welcome.set()
             self.on_welcome(message.catalog, message.control)
             self._report_each_second()
 
     def lost(self, connection: _ControlConnection) -> None:
+        self.content_dropped += connection.waiting
         if connection.welcome.is_set():
             self.joined = False
             if self._report_timer is not None:
@@ -285,6 +298,9 @@ class _ControlConnection(asyncio.Protocol):
         self._client = client
         self._frames = Frames()
         self._transport: asyncio.Transport | None = None
+        self._later: deque[bytes] = deque()  # for when what was written has left
+        self.waiting_bytes = 0  # of these
+        self._is_full = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -320,11 +336,38 @@ class _ControlConnection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
+    @property
+    def waiting(self) -> int:
+        """Messages that wait."""
+        return len(self._later)
+
+    def write_later(self, data: bytes) -> None:
+        """After what was written before it, so that what is urgent waits for one such message at most."""
+        self._later.append(data)
+        self.waiting_bytes += len(data)
+        if not self._is_full:
+            self._write_next()
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        while self._later and not self._is_full:
+            self._write_next()
+
+    def _write_next(self) -> None:
+        data = self._later.popleft()
+        self.waiting_bytes -= len(data)
+        self.write(data)
+
     def unread_bytes(self) -> int:
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def leave(self) -> None:
-        """Close once everything written has left."""
+        """Close once everything written has left, and what waits."""
+        while self._later:
+            self._write_next()
         if self._transport is not None:
             self._transport.close()
 

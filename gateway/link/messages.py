@@ -37,6 +37,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
     catalog: Catalog
     control: str  # control's own incarnation
     takes_observations: bool = False  # whether it knows Observation; a control of an earlier version does not
+    takes_content: bool = False  # the same for Content
 
 
 class Unwelcome(msgspec.Struct, frozen=True, tag="unwelcome"):
@@ -117,6 +118,20 @@ class Journaled(msgspec.Struct, frozen=True, tag="journaled"):
     """Edge -> control: records wait in the journal. Not repeated before control has answered with Committed."""
 
 
+class Content(msgspec.Struct, frozen=True, tag="content"):
+    """Edge -> control: what one exchange of an account that logs its prompts said. Sent once, after its end; never kept by the edge."""
+
+    generation_id: str
+    account_id: str
+    created_at_ms: int
+    request: bytes  # the caller's body as it came
+    answer: bytes  # as the caller got it: a JSON body, or the events of a stream
+    truncated: bool = False  # there was more than is kept of an exchange
+
+    def __repr__(self) -> str:
+        return f"<Content {self.generation_id} {len(self.request)} + {len(self.answer)} bytes>"
+
+
 class Grant(msgspec.Struct, frozen=True, tag="grant"):
     """Control -> edge: the answer to Want. `nanos` is on top of all that was granted before."""
 
@@ -148,7 +163,7 @@ class Committed(msgspec.Struct, frozen=True, tag="committed"):
 
 
 Telling = Standing | Want | Back | Journaled
-EdgeMessage = Hello | FindKey | Report | Observation | Standing | Want | Back | Journaled
+EdgeMessage = Hello | FindKey | Report | Observation | Standing | Want | Back | Journaled | Content
 ControlMessage = Welcome | Unwelcome | KeyFound | KeyChanged | CatalogChanged | Grant | Recall | Funded | Committed | FleetFigures
 
 _encoder = msgspec.msgpack.Encoder()

@@ -17,6 +17,7 @@ from gateway.domain.catalog import Price, PriceOverride
 from gateway.domain.money import NANOS_PER_USD, format_price, format_usd, parse_price, parse_usd
 from gateway.domain.usage import Usage
 from gateway.ledger.pricing import Cost, cost, worst
+from gateway.settings import Billing
 
 GATEWAY = Path(__file__).parent.parent.parent / "gateway"
 MILLION = 1_000_000
@@ -60,6 +61,7 @@ def overrides(draw: st.DrawFn) -> PriceOverride:
     )
 
 
+shares = st.sampled_from([0, 1, 10_000, 333_333, 990_000, 999_999, MILLION]) | st.integers(0, MILLION)  # in millionths
 any_price = st.builds(
     Price,
     prompt=prices,
@@ -70,7 +72,7 @@ any_price = st.builds(
     internal_reasoning=prices,
     input_cache_read=maybe_prices,
     input_cache_write=maybe_prices,
-    discount_millionths=st.sampled_from([0, 1, 10_000, 333_333, 999_999, MILLION]) | st.integers(0, MILLION),
+    discount_millionths=shares,
     overrides=st.lists(overrides(), max_size=4).map(tuple),
 )
 counts = st.one_of(st.integers(0, 3), st.sampled_from([199_999, 200_000, 200_001]), st.integers(0, 10**7))
@@ -118,7 +120,7 @@ def usd_per_unit(price: Price, usage: Usage, moment: Moment) -> dict[str, Fracti
     return {kind: Fraction(nanos or 0, NANOS_PER_USD * MILLION) for kind, nanos in found.items()}
 
 
-def expected(price: Price, usage: Usage, moment: Moment) -> Cost:
+def expected(price: Price, usage: Usage, moment: Moment, paid_millionths: int = MILLION) -> Cost:
     unit = usd_per_unit(price, usage, moment)
     prompt = (
         (usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens) * unit["prompt"]
@@ -132,7 +134,7 @@ def expected(price: Price, usage: Usage, moment: Moment) -> Cost:
         + usage.searches * unit["web_search"]
         + unit["request"]
     )
-    share = 1 - Fraction(price.discount_millionths, MILLION)
+    share = (1 - Fraction(price.discount_millionths, MILLION)) * Fraction(paid_millionths, MILLION)
     return Cost(math.ceil((prompt + rest) * share * NANOS_PER_USD), math.ceil(prompt * share * NANOS_PER_USD))
 
 
@@ -140,6 +142,24 @@ def expected(price: Price, usage: Usage, moment: Moment) -> Cost:
 @given(any_price, usages(), moments)
 def test_led_10_a_cost_is_the_rational_one_rounded_up_once(price: Price, usage: Usage, moment: Moment) -> None:
     assert cost(price, usage, moment.unix_s) == expected(price, usage, moment)
+
+
+@settings(max_examples=600, deadline=None)
+@given(any_price, usages(), moments, shares)
+@example(Price(prompt=1, completion=0, discount_millionths=1), Usage(prompt_tokens=1, completion_tokens=0), NOON, 999_999)
+def test_a_discount_of_the_account_is_in_the_one_rounding_and_never_raises_a_cost(
+    price: Price, usage: Usage, moment: Moment, paid_millionths: int
+) -> None:
+    found, full = cost(price, usage, moment.unix_s, paid_millionths), cost(price, usage, moment.unix_s)
+    assert found == expected(price, usage, moment, paid_millionths)
+    assert 0 <= found.prompt_nanos <= found.total_nanos <= full.total_nanos
+
+
+@pytest.mark.parametrize(("percent", "nanos"), [("0", 1000), ("1", 990), ("0.1", 999), ("0.0001", 1000), ("12.34", 877), ("100", 0)])
+def test_the_discount_for_logging_is_a_percentage_of_every_cost(percent: str, nanos: int) -> None:
+    paid = MILLION - Billing(logging_discount_percent=percent).logging_discount_millionths
+    thousand = Price(prompt=1000 * MILLION, completion=0)
+    assert cost(thousand, Usage(prompt_tokens=1, completion_tokens=0), NOON.unix_s, paid).total_nanos == nanos
 
 
 # Two overrides that hold at once are dearer together than either: each raises a kind of its own.

@@ -72,8 +72,8 @@ def exactly(body: bytes | str) -> Any:
     return json.loads(body, parse_float=Decimal)
 
 
-def priced(pricing: Mapping[str, Any], usage: Mapping[str, int]) -> int:
-    """Nanos of these counts at these prices, by rational arithmetic from the catalog's own text."""
+def priced(pricing: Mapping[str, Any], usage: Mapping[str, int], paid: Fraction = Fraction(1)) -> int:
+    """Nanos of these counts at these prices, by rational arithmetic from the catalog's own text; `paid`: what an account pays of it."""
     unit = {kind: Fraction(text) for kind, text in pricing.items() if isinstance(text, str)}
     cached, written = usage.get("cached", 0), usage.get("written", 0)
     usd = (
@@ -84,6 +84,7 @@ def priced(pricing: Mapping[str, Any], usage: Mapping[str, int]) -> int:
         + usage.get("reasoning", 0) * unit.get("internal_reasoning", Fraction(0))
         + unit.get("request", Fraction(0))
     ) * (1 - unit.get("discount", Fraction(0)))
+    usd *= paid
     return -(-usd.numerator * 10**9 // usd.denominator)
 
 
@@ -221,6 +222,12 @@ def stored(gateway: RunningGateway) -> dict[str, Generation]:
     """All records in the store."""
     with contextlib.closing(sqlite3.connect(f"file:{gateway.folder}/gateway.db?mode=ro", uri=True)) as db:
         return {row[0]: msgspec.msgpack.decode(row[1], type=Generation) for row in db.execute("SELECT id, record FROM generations")}
+
+
+def log_prompts(gateway: RunningGateway, account_id: str) -> None:
+    """Switches it on in the store itself: for an account none of whose keys an edge knows yet."""
+    with contextlib.closing(sqlite3.connect(gateway.folder / "gateway.db", timeout=10.0, isolation_level=None)) as db:
+        db.execute("INSERT OR REPLACE INTO account_rules (account_id, rules) VALUES (?, '{\"log_prompts\":true}')", (account_id,))
 
 
 def stored_count(gateway: RunningGateway) -> int:
