@@ -22,6 +22,7 @@ from gateway.link.messages import (
     VERSION,
     Back,
     CatalogChanged,
+    Content,
     ControlMessage,
     FindKey,
     FleetFigures,
@@ -74,6 +75,7 @@ class LinkServer:
         on_standing: Callable[[str, Standing], None] = lambda incarnation, standing: None,
         on_journaled: Callable[[str], None] = lambda incarnation: None,
         on_observed: Callable[[str, Observed], None] = lambda incarnation, observed: None,
+        on_content: Callable[[str, Content], None] = lambda incarnation, content: None,
         log: Log,
     ) -> None:
         self.incarnation = incarnation
@@ -87,6 +89,7 @@ class LinkServer:
         self.on_standing = on_standing
         self.on_journaled = on_journaled
         self.on_observed = on_observed
+        self.on_content = on_content
         self._address = address
         self._find_keys = find_keys
         self._connections: set[_EdgeConnection] = set()
@@ -303,6 +306,8 @@ class _EdgeConnection(asyncio.Protocol):
             self._server.on_back(self.hello.incarnation, message)
         elif isinstance(message, Standing):
             self._server.on_standing(self.hello.incarnation, message)
+        elif isinstance(message, Content):
+            self._server.on_content(self.hello.incarnation, message)
         else:
             self._server.on_journaled(self.hello.incarnation)
 
