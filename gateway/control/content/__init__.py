@@ -43,6 +43,8 @@ class Rotated(msgspec.Struct, frozen=True, kw_only=True):
 class ContentUnreadable(OurFault):
     """It is kept, and cannot be decrypted. The message says what is missing and tells nothing of what was said."""
 
+    status = 500  # asking again would not help
+    error_type = "server"
     code = "content_unreadable"
 
 
