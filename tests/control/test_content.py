@@ -106,8 +106,9 @@ async def test_a_wrong_key_a_moved_record_and_a_flipped_bit_are_clear_errors_and
 
     write(kept.path, "UPDATE content SET key_id = ? WHERE generation_id = ?", NEW.id, said(1).generation_id)  # what the key never sealed
     write(kept.path, "UPDATE content SET account_id = 'user_ann' WHERE account_id = 'user_bob'")  # to read it under a key of one's own
-    flipped = "UPDATE content SET data = CAST(substr(data, 1, 10) || x'00' || substr(data, 12) AS BLOB) WHERE generation_id = ?"
-    write(kept.path, flipped, said(2).generation_id)
+    [(data,)] = rows(kept.path, f"SELECT data FROM content WHERE generation_id = '{said(2).generation_id}'")
+    flipped = data[:10] + bytes([data[10] ^ 1]) + data[11:]
+    write(kept.path, "UPDATE content SET data = ? WHERE generation_id = ?", flipped, said(2).generation_id)
     write(kept.path, "UPDATE content SET nonce = x'00' WHERE generation_id = ?", said(4).generation_id)
     kept = opened((NEW, OLD))
     for number in (1, 2, 3, 4):
