@@ -188,6 +188,21 @@ async def test_a_deletion_leaves_nothing_of_the_account_and_all_of_others(opened
     assert await found(kept, 900, "user_bob") is not None
 
 
+async def test_a_foreign_read_keeps_a_deletion_from_the_log_until_the_hour_and_no_longer(opened: Opened) -> None:
+    kept = opened()
+    await kept.take(*(said(number) for number in range(5)))
+    sealed = [data for (data,) in rows(kept.path, "SELECT data FROM content")]
+    with contextlib.closing(sqlite3.connect(kept.path)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT COUNT(*) FROM content").fetchone() == (5,)
+        assert await kept.store.delete_all("user_ann") == 5
+        assert await found(kept, 1) is None
+        assert sealed[0] in kept.on_disk()["content.sqlite-wal"]
+    assert await kept.store.expire(0) == 0
+    files = b"".join(kept.on_disk().values())
+    assert not any(data in files for data in sealed)
+
+
 async def test_what_was_said_before_everything_was_deleted_is_not_stored_after_it(opened: Opened) -> None:
     kept = opened()
     kept.intake.offer(said(1, created_at_ms=NOW_MS - 5))

@@ -17,7 +17,10 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, UnixConnector
 
-from gateway.domain.content_keys import new_key
+from gateway import cli
+from gateway.control import administration
+from gateway.control.content.store import ROTATED_AT_ONCE, ContentStore
+from gateway.domain.content_keys import new_key, read_keys
 from gateway.link.messages import VERSION, Content, EdgeMessage, Hello, frame
 from gateway.link.runtime import ADMIN, LINK, PUBLIC
 from tests.control import kept
@@ -168,6 +171,20 @@ async def test_keys_are_rotated_while_control_runs_and_while_it_does_not(tmp_pat
         status, body = await read_back(control, said(39), account["key"])
         assert status == 500 and "which the gateway was not given" in body["error"]["message"] and CANARY not in str(body)
     assert not any(key in str(on_disk(tmp_path)) for key in (old, new, newest))
+
+
+async def test_a_rotation_goes_on_over_as_many_answers_as_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = new_key(), new_key()
+    config = write_config(tmp_path)
+    store = ContentStore(tmp_path / "var/content.sqlite", read_keys(old), total_bytes_max=1 << 30)
+    await store.add([said(number) for number in range(ROTATED_AT_ONCE * 3)])  # so that the last part is an empty one
+    await store.close()
+    monkeypatch.setenv(VARIABLE, f"{new},{old}")
+    monkeypatch.setattr(administration, "ROTATION_S", 0.0)
+    assert await asyncio.to_thread(cli.main, ["content", "rotate", "--config", str(config)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"rotated": ROTATED_AT_ONCE * 3, "unreadable": 0}
 
 
 async def test_a_content_file_that_fails_is_nobody_elses_trouble(tmp_path: Path) -> None:

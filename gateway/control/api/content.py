@@ -25,7 +25,7 @@ from gateway.domain.generation import AttemptRecord
 OK = "ok"  # an attempt's outcome that is none of errors
 
 
-class ContentInput(msgspec.Struct, frozen=True, omit_defaults=True):
+class ContentInput(msgspec.Struct, frozen=True):
     """One of the two."""
 
     prompt: str | UnsetType = UNSET

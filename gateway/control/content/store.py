@@ -77,11 +77,18 @@ class ContentStore:
         now_ms = int(self._now() * 1000)
         self._deleted_ms = {name: until_ms for name, until_ms in self._deleted_ms.items() if until_ms > now_ms - DELETED_S * 1000}
         self._deleted_ms[account_id] = now_ms
-        return await self._delete(lambda file: file.delete_some_of(account_id))
+        if count := await self._delete(lambda file: file.delete_some_of(account_id)):
+            await self._cut()
+        return count
 
     async def expire(self, before_ms: int) -> int:
-        """Delete what is from before this moment; how many."""
-        return await self._delete(lambda file: file.delete_some_before(before_ms))
+        """Delete what is from before this moment; how many.
+
+        The log is cut in any case: a foreign read, or the end of a process, may have kept an earlier deletion from it.
+        """
+        count = await self._delete(lambda file: file.delete_some_before(before_ms))
+        await self._cut()
+        return count
 
     async def rotate(self, after: tuple[str, int]) -> Rotated:
         """Encrypt some records anew that are not under the newest key."""
@@ -121,8 +128,6 @@ class ContentStore:
         count = 0
         while deleted := await self._work(some, 0):
             count += deleted
-        if count:
-            await self._cut()
         return count
 
     async def _cut(self) -> None:
