@@ -6,11 +6,11 @@ A foreign exchange, one of which nothing was kept and one that never was get the
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 from aiohttp import web
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from gateway.control.api.generation import ID, GenerationQuery, provider_name
 from gateway.control.api.http import answer
@@ -22,6 +22,8 @@ from gateway.control.store import Store
 from gateway.domain.errors import BadRequest, NotFound
 from gateway.domain.generation import AttemptRecord
 
+# A list, byte for byte as the caller wrote it.
+Messages = Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "array", "items": {}})]
 OK = "ok"  # an attempt's outcome that is none of errors
 
 
@@ -29,7 +31,7 @@ class ContentInput(msgspec.Struct, frozen=True):
     """One of the two."""
 
     prompt: str | UnsetType = UNSET
-    messages: msgspec.Raw | UnsetType = UNSET  # a list, as the caller wrote it
+    messages: Messages | UnsetType = UNSET
 
 
 class ContentOutput(msgspec.Struct, frozen=True):
