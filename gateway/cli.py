@@ -1,4 +1,4 @@
-"""The command line: serve | check | account | key | credits | ledger.
+"""The command line: serve | check | account | key | credits | ledger | content.
 
 Results are one line of JSON on stdout, errors one line of JSON on stderr. Commands of administration go to the running
 gateway through control's admin socket; with no gateway running they work on the store itself, under its lock.
@@ -20,24 +20,29 @@ from typing import Any, NoReturn
 import msgspec
 
 from gateway import __version__
-from gateway.control.administration import Administration, NewAccount, NewCredits, NewKey, NewRules
+from gateway.control.administration import Administration, ContentRotation, NewAccount, NewCredits, NewKey, NewRules
 from gateway.control.bookkeeper import Bookkeeper
+from gateway.control.content import Rotated
+from gateway.control.content.store import ContentStore
 from gateway.control.leases import releaser
 from gateway.control.passwords import hash_password
 from gateway.control.store import StoreLocked
 from gateway.control.store.opening import open_store
+from gateway.domain.content_keys import new_key, read_keys
 from gateway.domain.errors import GatewayError, OurFault
 from gateway.link.runtime import ADMIN, RuntimeDir
 from gateway.log import Log
-from gateway.settings import ConfigError, Settings, check, load_settings, read_catalog
+from gateway.settings import ConfigError, Settings, check, content_keys, load_settings, read_catalog
 
 OK, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
 UNDRAINED = 2
+RULES = ("train_paid", "train_free", "publish_free", "zdr", "log_prompts", "allow", "ignore")
 
 EXIT_CODES = """\
 exit codes:
   0  done
-  1  refused: an invalid value, an existing email, an unknown account, a configuration with errors, a ledger that differs
+  1  refused: an invalid value, an existing email, an unknown account, a configuration with errors, a ledger that differs,
+     content that no key at hand opens
   2  wrong usage; for `ledger verify` also: finished exchanges wait in a journal, so nothing can be said yet
   3  neither the gateway nor its store could be reached, or it is unknown whether the command was carried out
 """
@@ -104,7 +109,7 @@ def _create_account(arguments: argparse.Namespace) -> int:
 
 
 def _set_rules(arguments: argparse.Namespace) -> int:
-    given = {name: getattr(arguments, name) for name in ("train_paid", "train_free", "publish_free", "zdr", "allow", "ignore")}
+    given = {name: getattr(arguments, name) for name in RULES}
     wish = NewRules(account_id=arguments.account, **{name: value for name, value in given.items() if value is not None})
     return _administer(arguments, Command("POST", "/rules", wish, lambda administration: administration.set_rules(wish)))
 
@@ -130,6 +135,28 @@ def _verify_ledger(arguments: argparse.Namespace) -> int:
     _write_result(report)
     ok = json.loads(report)["ok"]
     return UNDRAINED if ok is None else OK if ok else REFUSED
+
+
+def _new_content_key(arguments: argparse.Namespace) -> int:
+    key = new_key()
+    _write_result(msgspec.json.encode({"key": key, "id": read_keys(key)[0].id}))
+    return OK
+
+
+def _rotate_content(arguments: argparse.Namespace) -> int:
+    """Part by part, so that neither the gateway nor anybody waits for long."""
+    settings = load_settings(arguments.config)
+    rotated, unreadable, after = 0, 0, ("", 0)
+    while True:
+        wish = ContentRotation(after=after)
+        command = Command("POST", "/content/rotate", wish, lambda administration, wish=wish: administration.rotate_content(wish))  # type: ignore[misc]
+        part = msgspec.json.decode(_carry_out(settings, command), type=Rotated)
+        rotated, unreadable = rotated + part.rotated, unreadable + part.unreadable
+        if part.after is None:
+            break
+        after = part.after
+    _write_result(msgspec.json.encode({"rotated": rotated, "unreadable": unreadable}))
+    return REFUSED if unreadable else OK
 
 
 def _administer(arguments: argparse.Namespace, command: Command) -> int:
@@ -158,14 +185,23 @@ def _carry_out(settings: Settings, command: Command) -> bytes:
 
 async def _on_store(settings: Settings, command: Command) -> bytes:
     store = await open_store(settings)
+    content = ContentStore(Path(settings.content.file), content_keys(settings), total_bytes_max=settings.content.total_bytes_max)
     try:
         bookkeeper = Bookkeeper(store=store, folder=Path(settings.journal.dir), release=releaser(store), log=Log("cli"))
         administration = Administration(
-            store=store, drained=bookkeeper.read_all, billing=settings.billing, catalog=lambda: read_catalog(settings)[0]
+            store=store,
+            drained=bookkeeper.read_all,
+            billing=settings.billing,
+            catalog=lambda: read_catalog(settings)[0],
+            content=content,
+            content_key_env=settings.content.key_env,
         )
         return msgspec.json.encode(await command.directly(administration))
     finally:
-        await store.close()
+        try:
+            await content.close()
+        finally:
+            await store.close()
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -257,6 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     rules.add_argument("--train-free", type=_on_or_off, metavar="on|off", help="the same for free endpoints")
     rules.add_argument("--publish-free", type=_on_or_off, metavar="on|off", help=f"free endpoints that publish prompts {may}")
     rules.add_argument("--zdr", type=_on_or_off, metavar="on|off", help=f"only endpoints with zero data retention {may}")
+    rules.add_argument("--log-prompts", type=_on_or_off, metavar="on|off", help="keep requests and answers, for the account's own review")
     rules.add_argument("--allow", type=_slugs, metavar="SLUG,...", help=f'only these providers {may}; "": all')
     rules.add_argument("--ignore", type=_slugs, metavar="SLUG,...", help=f'none of these providers {may}; "": no such provider')
 
@@ -273,6 +310,10 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--note", default="", help="kept with the entry")
     added.add_argument("--with-fee", action="store_true", help="book the fee of a purchase along with it, as paid on top")
 
+    content = _group(commands, "content", "prompts and answers that accounts have kept")
+    _command(content, "key", _new_content_key, "make a key to encrypt them with, for [content] key_env", config=False)
+    _command(content, "rotate", _rotate_content, "encrypt anew, with the first key, what is kept under others; the gateway may run")
+
     _command(_group(commands, "ledger", "the ledger"), "verify", _verify_ledger, "rebuild every balance from its entries")
     return parser
 
@@ -284,9 +325,12 @@ def _group(commands: Any, name: str, help_text: str) -> Any:
     return commands.add_parser(name, help=help_text, **_EPILOG).add_subparsers(required=True, metavar="command")
 
 
-def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], help_text: str, *, config: bool = True
+) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text, **_EPILOG)
-    command.add_argument("--config", required=True, type=Path, metavar="FILE")
+    if config:
+        command.add_argument("--config", required=True, type=Path, metavar="FILE")
     command.set_defaults(run=run)
     return command
 

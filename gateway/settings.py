@@ -22,6 +22,7 @@ from msgspec import Meta
 
 from gateway.domain.catalog import Catalog, Provider
 from gateway.domain.catalog_rules import Document, compile_catalog
+from gateway.domain.content_keys import ContentKey, read_keys
 from gateway.domain.document import Findings, Place, Problem, http_url_fault, read
 from gateway.domain.money import parse_usd
 from gateway.places import file_fault, folder_fault
@@ -151,8 +152,12 @@ class Billing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return parse_usd(self.logging_discount_percent) // PERCENT_STEP_NANOS
 
 
-class Content(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ContentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    key_env: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "GATEWAY_CONTENT_KEY"
+    file: str = ""
+    retention_days: Annotated[int, Meta(ge=1, le=36_500)] = 90
     exchange_bytes_max: Annotated[int, Meta(gt=0, le=2 * 1024 * 1024)] = 1_048_576  # more would keep leases waiting on the link
+    total_bytes_max: Bytes = 10_737_418_240
 
 
 class Accounts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -170,7 +175,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     routing: Routing = Routing()
     limits: Limits = Limits()
     billing: Billing = Billing()
-    content: Content = Content()
+    content: ContentSettings = ContentSettings()
     accounts: Accounts = Accounts()
 
 
@@ -207,7 +212,10 @@ def check(path: Path, environ: Mapping[str, str] | None = None) -> list[Problem]
     """Every error and warning of this configuration and of its catalog; the catalog is read even if settings are wrong."""
     environ = os.environ if environ is None else environ
     findings = Findings()
-    _, catalog = _settings(path, environ, findings, places=True)
+    settings, catalog = _settings(path, environ, findings, places=True)
+    if settings is not None and "content" in (_toml(path, Findings()) or {}) and not content_keys(settings, environ):
+        key_env = settings.content.key_env
+        findings.warn(Place(str(path), "content.key_env"), f"the variable {key_env} is not set: no account can have its prompts kept")
     if catalog:
         _catalog(catalog, environ, findings)
     return findings.problems
@@ -225,6 +233,15 @@ def provider_secret(provider: Provider, environ: Mapping[str, str] | None = None
     return _secret(provider, os.environ if environ is None else environ)[0]
 
 
+def content_keys(settings: Settings, environ: Mapping[str, str] | None = None) -> tuple[ContentKey, ...]:
+    """Keys for the prompts that accounts have kept, the newest first; none: nothing is kept. Raises ConfigError, without any key's text."""
+    variable = settings.content.key_env
+    try:
+        return read_keys((os.environ if environ is None else environ).get(variable, ""))
+    except ValueError as error:
+        raise ConfigError([Problem("environment", variable, str(error))]) from None
+
+
 def _settings(path: Path, environ: Mapping[str, str], findings: Findings, *, places: bool) -> tuple[Settings | None, tuple[str, ...]]:
     """Settings (None after an error), and the catalog's paths as far as they could be read."""
     document = _toml(path, findings)
@@ -236,6 +253,10 @@ def _settings(path: Path, environ: Mapping[str, str], findings: Findings, *, pla
     if settings is not None:  # also after errors: what could be read is checked, so that one run tells all
         for key, message in chain(_faults(settings, folder), _place_faults(_resolved(settings, folder)) if places else ()):
             findings.error(Place(str(path), key), message)
+        try:
+            content_keys(settings, environ)
+        except ConfigError as error:
+            findings.problems += error.problems
     findings.problems[:] = [
         msgspec.structs.replace(problem, file="environment", key=overridden[key]) if key in overridden else problem
         for problem, key in ((problem, problem.key.partition("[")[0]) for problem in findings.problems)
@@ -333,6 +354,8 @@ def _place_faults(settings: Settings) -> Iterator[tuple[str, str]]:
     }
     if settings.store.url.startswith(SQLITE):
         faults["store.url"] = file_fault(sqlite_path(settings))
+    if not faults.get("store.url"):  # which lie in one folder, unless the settings say otherwise: told once
+        faults["content.file"] = file_fault(Path(settings.content.file))
     yield from ((key, fault) for key, fault in faults.items() if fault is not None)
 
 
@@ -356,8 +379,10 @@ def _money_faults(settings: Settings) -> Iterator[tuple[str, str]]:
 def _resolved(settings: Settings, folder: Path) -> Settings:
     replace = msgspec.structs.replace
     server, url = settings.server, settings.store.url
+    data = "var"
     if url.startswith(SQLITE):
         url = SQLITE + _absolute(folder, url.removeprefix(SQLITE))
+        data = str(Path(url.removeprefix(SQLITE)).parent)
     return replace(
         settings,
         catalog=tuple(_absolute(folder, entry) for entry in settings.catalog),
@@ -369,6 +394,7 @@ def _resolved(settings: Settings, folder: Path) -> Settings:
         ),
         store=replace(settings.store, url=url),
         journal=replace(settings.journal, dir=_absolute(folder, settings.journal.dir)),
+        content=replace(settings.content, file=_absolute(folder, settings.content.file or f"{data}/content.sqlite")),
     )
 
 

@@ -114,6 +114,7 @@ def test_account_rules_are_shown_and_changed(gateway: Path) -> None:
         "train_free": False,
         "publish_free": False,
         "zdr": False,
+        "log_prompts": False,
         "allow": [],
         "ignore": [],
     }

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.settings import ConfigError, check, load_settings, provider_secret, sqlite_path
+from gateway.domain.content_keys import new_key
+from gateway.settings import ConfigError, check, content_keys, load_settings, provider_secret, sqlite_path
 from tests.test_catalog import GOOD, provider
 
 CONFIG = Path(__file__).parent.parent / "config"
@@ -201,7 +202,9 @@ PLACES = {
     "journal.dir": "[journal]\ndir = '{}'",
     "server.runtime_dir": "[server]\nruntime_dir = '{}'",
     "store.url": "[store]\nurl = 'sqlite:///{}'",
+    "content.file": "[content]\nfile = '{}'",
 }
+PRESENT = {"NORTH_API_KEY": "k", "GATEWAY_CONTENT_KEY": new_key()}
 
 
 @pytest.mark.parametrize("key", PLACES)
@@ -220,7 +223,7 @@ PLACES = {
 def test_a_place_that_cannot_be_used_is_named(folder: Path, key: str, place: str, fault: str) -> None:
     config = write(folder, PLACES[key].format(place.format(folder)))
     with nobody():
-        [problem] = check(config, {"NORTH_API_KEY": "k"})
+        [problem] = check(config, PRESENT)
         assert (problem.file, problem.key) == (str(config), key) and not problem.warning
         assert fault.format(folder) in problem.message
         with pytest.raises(ConfigError, match=key):
@@ -236,13 +239,47 @@ def test_a_place_that_cannot_be_used_is_named(folder: Path, key: str, place: str
         ("store.url", "{}/there", "{}/there is a folder, and should be a file"),
         ("store.url", "{}/read-only/gateway.db", "{}/read-only cannot be written to"),
         ("store.url", "{}/file.db", "{}/file.db cannot be written to"),
+        ("content.file", "{}/file.db", "{}/file.db cannot be written to"),
     ],
 )
 def test_a_file_is_no_folder_and_a_folder_no_file(folder: Path, key: str, place: str, fault: str) -> None:
     (folder / "file.db").touch(mode=0o444)
     with nobody():
-        [problem] = check(write(folder, PLACES[key].format(place.format(folder))), {"NORTH_API_KEY": "k"})
+        [problem] = check(write(folder, PLACES[key].format(place.format(folder))), PRESENT)
     assert (problem.key, problem.message) == (key, fault.format(folder))
+
+
+def test_content_lies_beside_the_store_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+    for text, file in (
+        ("", "var/content.sqlite"),
+        ('[store]\nurl = "sqlite:///data/g.db"', "data/content.sqlite"),
+        ('[store]\nurl = "postgresql://g@db/gateway"', "var/content.sqlite"),
+        ('[content]\nfile = "prompts/kept.db"', "prompts/kept.db"),
+    ):
+        assert load_settings(write(tmp_path, text), {}).content.file == str(tmp_path / file)
+
+
+def test_content_keys_come_from_the_variable_that_is_named_and_none_is_a_warning_where_content_is_spoken_of(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "catalog.toml")
+    config = write(tmp_path, '[content]\nkey_env = "MY_KEYS"')
+    [problem] = check(config, {"NORTH_API_KEY": "k"})
+    assert (problem.file, problem.key, problem.warning) == (str(config), "content.key_env", True) and "MY_KEYS" in problem.message
+    key = new_key()
+    assert check(config, {"NORTH_API_KEY": "k", "MY_KEYS": key}) == []
+    settings = load_settings(config, {})
+    assert content_keys(settings, {}) == () and [len(each.secret) for each in content_keys(settings, {"MY_KEYS": key})] == [32]
+
+
+def test_a_malformed_content_key_is_named_by_its_variable_and_never_shown(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "catalog.toml")
+    environ = {"NORTH_API_KEY": "k", "GATEWAY_CONTENT_KEY": f"{new_key()},hunter2"}
+    config = write(tmp_path, "")
+    [problem] = check(config, environ)
+    assert (problem.file, problem.key, problem.warning) == ("environment", "GATEWAY_CONTENT_KEY", False)
+    assert problem.message.startswith("key 2 of 2 is not base64 of 32 bytes")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(config, environ)
+    assert not any(part in str(caught.value) for part in environ["GATEWAY_CONTENT_KEY"].split(","))
 
 
 def test_a_place_named_by_the_environment_is_blamed_there(folder: Path) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from gateway.control.account_rules import change_rules
+from gateway.control.content import Rotated
+from gateway.control.content.store import ContentStore
 from gateway.control.fees import purchase_fee_nanos
 from gateway.control.passwords import FORM
 from gateway.control.provider_slugs import provider_slugs
@@ -29,6 +31,7 @@ from gateway.settings import Billing
 NAME_MAX = 200
 NOTE_MAX = 500
 EMAIL_MAX = 254  # RFC 5321
+ROTATION_S = 1.0  # of work on what accounts have kept, in one answer
 
 # Deliberately narrower than what mail allows: no quotes, no blanks, no look-alike letters.
 _EMAIL = re.compile(r"[a-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*")
@@ -63,8 +66,15 @@ class NewRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     train_free: bool | msgspec.UnsetType = msgspec.UNSET
     publish_free: bool | msgspec.UnsetType = msgspec.UNSET
     zdr: bool | msgspec.UnsetType = msgspec.UNSET
+    log_prompts: bool | msgspec.UnsetType = msgspec.UNSET
     allow: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET  # provider slugs; none: all
     ignore: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ContentRotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Encrypt anew what is kept under older keys, from here on."""
+
+    after: tuple[str, int] = ("", 0)  # as `Rotated` told
 
 
 class AccountCreated(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +101,7 @@ class AccountRulesSet(msgspec.Struct, frozen=True, kw_only=True):
     train_free: bool
     publish_free: bool
     zdr: bool
+    log_prompts: bool
     allow: tuple[str, ...]
     ignore: tuple[str, ...]
 
@@ -99,6 +110,7 @@ class Administration:
     """`on_key_changed(digest, record)` is called after each commit that made or changed a key, `on_funded(resource)` after each
     that may have made more of a leased resource. `drained()` says whether all finished exchanges are in the store. `billing` has
     the allowance of new accounts and the fee of purchases; `catalog()` is the one in force, whose providers rules may name.
+    `content_key_env` is where the keys of `content` should be.
     """
 
     def __init__(
@@ -110,6 +122,8 @@ class Administration:
         drained: Callable[[], Awaitable[bool]],
         billing: Billing,
         catalog: Callable[[], Catalog],
+        content: ContentStore,
+        content_key_env: str,
     ) -> None:
         self._store = store
         self._billing = billing
@@ -117,6 +131,8 @@ class Administration:
         self._on_funded = on_funded
         self._drained = drained
         self._catalog = catalog
+        self._content = content
+        self._content_fault = "" if content.has_key else f"the variable {content_key_env} ([content] key_env) is not set"
 
     async def create_account(self, wish: NewAccount) -> AccountCreated:
         """An account with an inference key, a management key, its first credit and the allowance, all or nothing.
@@ -150,23 +166,25 @@ class Administration:
     async def set_rules(self, wish: NewRules) -> AccountRulesSet:
         """What the account allows, from now on and for all its keys.
 
-        Raises NotFound: no such account. BadRequest: no provider of the catalog is named so.
+        Raises NotFound: no such account. BadRequest: no provider of the catalog is named so, or prompts cannot be kept.
         """
         change = RulesChange(
             train_paid=wish.train_paid,
             train_free=wish.train_free,
             publish_free=wish.publish_free,
             zdr=wish.zdr,
+            log_prompts=wish.log_prompts,
             allowed=provider_slugs("allow", wish.allow, self._catalog),
             ignored=provider_slugs("ignore", wish.ignore, self._catalog),
         )
-        rules = await change_rules(self._store, wish.account_id, change, self._on_key_changed)
+        rules = await change_rules(self._store, wish.account_id, change, self._on_key_changed, content_fault=self._content_fault)
         return AccountRulesSet(
             account_id=wish.account_id,
             train_paid=rules.train_paid,
             train_free=rules.train_free,
             publish_free=rules.publish_free,
             zdr=rules.zdr,
+            log_prompts=rules.log_prompts,
             allow=rules.allowed,
             ignore=rules.ignored,
         )
@@ -187,6 +205,17 @@ class Administration:
         drained = await self._drained()
         report = await self._store.verify_ledger()
         return report if drained or not report.ok else msgspec.structs.replace(report, ok=None)
+
+    async def rotate_content(self, wish: ContentRotation) -> Rotated:
+        """As much as can be done in `ROTATION_S`: to be asked again with what it told. Raises BadRequest: there is no key."""
+        if self._content_fault:
+            raise BadRequest(self._content_fault)
+        began_s = time.monotonic()
+        done = await self._content.rotate(wish.after)
+        while done.after is not None and time.monotonic() - began_s < ROTATION_S:
+            part = await self._content.rotate(done.after)
+            done = Rotated(rotated=done.rotated + part.rotated, unreadable=done.unreadable + part.unreadable, after=part.after)
+        return done
 
     def _key_changed(self, key: Key) -> None:
         self._on_key_changed(key.digest, key.record())

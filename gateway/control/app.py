@@ -23,6 +23,10 @@ from gateway.control.api.auth import Authentication
 from gateway.control.api.table import public_routes
 from gateway.control.bookkeeper import Bookkeeper
 from gateway.control.catalog_source import CatalogSource
+from gateway.control.content import DropReason
+from gateway.control.content.intake import ContentIntake
+from gateway.control.content.retention import Retention
+from gateway.control.content.store import ContentStore
 from gateway.control.erasure import Erasure
 from gateway.control.expiry import Expiry
 from gateway.control.fleet import FleetWatch
@@ -41,11 +45,12 @@ from gateway.link.messages import Recall
 from gateway.link.pulse import ChildArgs, Pulse, pulse_interval_s
 from gateway.link.runtime import ADMIN, LINK, PUBLIC, RuntimeDir
 from gateway.link.server import LinkServer, bound_socket
-from gateway.log import Log
-from gateway.settings import Settings
+from gateway.log import Log, exception_fields
+from gateway.settings import Settings, content_keys
 
 STORE_WAIT_S = 10.0  # for a command line that works on the store, or a control that has not quite ended
 LAST_LOOK_S = 3.0  # for the journals, when asked to stop
+LAST_CONTENT_S = 1.0  # for what accounts have kept, likewise
 HTTP_STOP_S = 2.0  # for requests under way when asked to stop
 KEEPALIVE_S = 3600.0  # edges decide how long their connections to us live
 TELEMETRY_FILE = "telemetry.msgpack"
@@ -110,6 +115,10 @@ class Control:
             desks.left(incarnation)
             bookkeeper.wake()
 
+        content = ContentStore(
+            Path(self._settings.content.file), content_keys(self._settings), total_bytes_max=self._settings.content.total_bytes_max
+        )
+        intake = await self._take_in(content, store, telemetry, parts)
         lookup = KeyLookup(store=store)
         await parts.enter_async_context(_running(lookup.run(), "sessions"))
         link = LinkServer(
@@ -125,6 +134,7 @@ class Control:
             on_back=desks.back,
             on_standing=desks.standing,
             on_journaled=lambda incarnation: bookkeeper.journaled(incarnation),
+            on_content=intake.offer,
             log=self._log,
         )
         bookkeeper = self._bookkeeper(store, desk, link, telemetry)
@@ -140,11 +150,12 @@ class Control:
         await parts.enter_async_context(_running(expiry.run(), "expiry"))
         await parts.enter_async_context(_running(forget_windows(store, self._log), "windows"))
         await parts.enter_async_context(_running(self._watch_fleet(fleet), "fleet"))
-        await self._listen(store, link, bookkeeper, telemetry, fleet, parts)
+        await self._listen(store, content, link, bookkeeper, telemetry, fleet, parts)
 
     async def _listen(
         self,
         store: Store,
+        content: ContentStore,
         link: LinkServer,
         bookkeeper: Bookkeeper,
         telemetry: Telemetry,
@@ -159,13 +170,15 @@ class Control:
             drained=bookkeeper.drained,
             billing=self._settings.billing,
             catalog=lambda: self._catalogs.catalog,
+            content=content,
+            content_key_env=self._settings.content.key_env,
         )
         admin = AdminApi(
             administration=administration, catalogs=self._catalogs, telemetry=telemetry, on_reaped=bookkeeper.reaped, log=self._log
         )
-        erasure = Erasure(store=store, log=self._log)
+        erasure = Erasure(store=store, erase_content=content.delete_all, log=self._log)
         await parts.enter_async_context(_running(erasure.run(), "erasure"))
-        public = self._public(store, link, fleet, erasure)
+        public = self._public(store, content, link, fleet, erasure)
         parts.push_async_callback(link.stop)
         await link.start()
         await parts.enter_async_context(_listening(public, self._runtime.socket(PUBLIC)))
@@ -190,6 +203,25 @@ class Control:
         telemetry.fact("gateway_journal_oldest_seconds", lambda: bookkeeper.oldest_s)
         return bookkeeper
 
+    async def _take_in(self, content: ContentStore, store: Store, telemetry: Telemetry, parts: contextlib.AsyncExitStack) -> ContentIntake:
+        """What accounts have kept comes in, and is deleted in time. It fails alone: nothing of it is opened here."""
+        for reason in get_args(DropReason):
+            telemetry.declare("gateway_content_dropped_total", reason)
+        telemetry.declare("gateway_content_stored_total")
+        parts.push_async_callback(_closed, content, self._log)
+        intake = ContentIntake(
+            store=content,
+            rules=store.rules,
+            on_stored=lambda: telemetry.count("gateway_content_stored_total"),
+            on_dropped=lambda reason: telemetry.count("gateway_content_dropped_total", reason),
+            log=self._log,
+        )
+        parts.push_async_callback(_last_content, intake)
+        await parts.enter_async_context(_running(intake.run(), "content"))
+        retention = Retention(store=content, days=self._settings.content.retention_days, log=self._log)
+        await parts.enter_async_context(_running(retention.run(), "retention"))
+        return intake
+
     async def _watch_fleet(self, fleet: FleetWatch) -> None:
         if url := self._settings.routing.prometheus_url:
             observed = await read_back(url, self._catalogs.catalog, self._log)
@@ -197,7 +229,7 @@ class Control:
                 fleet.start_warm(observed)
         await fleet.run()
 
-    def _public(self, store: Store, link: LinkServer, fleet: FleetWatch, erasure: Erasure) -> web.Application:
+    def _public(self, store: Store, content: ContentStore, link: LinkServer, fleet: FleetWatch, erasure: Erasure) -> web.Application:
         """What callers may ask for, beside inference."""
 
         def limit_changed(resource: str) -> None:
@@ -209,6 +241,7 @@ class Control:
         routes = public_routes(
             authentication=authentication,
             store=store,
+            content=content,
             catalogs=self._catalogs,
             settings=self._settings,
             shown=fleet.shown,
@@ -250,6 +283,20 @@ async def _last_look(bookkeeper: Bookkeeper, log: Log) -> None:
             await bookkeeper.read_all()
     except (TimeoutError, StoreUnavailable) as error:
         log.warning("journals_left", reason=str(error)[:200], pending=bookkeeper.pending_records)
+
+
+async def _last_content(intake: ContentIntake) -> None:
+    """What came last. What cannot be written in time is lost, as whatever does not fit."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LAST_CONTENT_S):
+            await intake.write_all()
+
+
+async def _closed(content: ContentStore, log: Log) -> None:
+    try:
+        await content.close()
+    except StoreUnavailable as error:
+        log.warning("content_not_closed", **exception_fields(error.__cause__))
 
 
 @contextlib.asynccontextmanager

@@ -41,10 +41,14 @@ class Child:
         workers: int,
         listener: socket.socket | None,
         command: Command,
+        withheld: str = "",
         on_change: Callable[[Child], None],
         on_end: Callable[[Child], None],
     ) -> None:
-        """Starts the process. Raises OSError when the system refuses one (no memory, no process table entry)."""
+        """Starts the process, in our environment but for the variable that is `withheld`.
+
+        Raises OSError when the system refuses one (no memory, no process table entry).
+        """
         self.role = role
         self.slot = slot
         self.incarnation = f"{int(asyncio.get_running_loop().time() * 1000):x}-{os.urandom(4).hex()}"
@@ -73,7 +77,7 @@ class Child:
                 workers=workers,
             )
             try:
-                self._process = _spawn(command(role, args), [fd for fd in (theirs.fileno(), listen_fd) if fd >= 0])
+                self._process = _spawn(command(role, args), [fd for fd in (theirs.fileno(), listen_fd) if fd >= 0], withheld)
             except OSError:
                 self._pulse.close()
                 raise
@@ -135,7 +139,10 @@ class Child:
             self._pulse.close()
 
 
-def _spawn(command: list[str], pass_fds: list[int]) -> subprocess.Popen[bytes]:
+def _spawn(command: list[str], pass_fds: list[int], withheld: str) -> subprocess.Popen[bytes]:
+    environ = {name: value for name, value in os.environ.items() if name != withheld}
     # stdout is ours alone (the ready line); what a child prints there is a message for the operator.
     # A group of its own: Ctrl-C and other signals to our group reach us alone, and we answer them in our own order.
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=pass_fds, process_group=0)  # noqa: S603 - our own modules
+    return subprocess.Popen(  # noqa: S603 - our own modules
+        command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=pass_fds, process_group=0, env=environ
+    )

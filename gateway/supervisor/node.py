@@ -178,6 +178,7 @@ class Supervisor:
                 "edge",
                 number,
                 listener=listener,
+                withheld=self._settings.content.key_env,  # they read what strangers send, and need no key to what others have kept
                 stop_s=server.drain_s + KILL_AFTER_DRAIN_S,
                 on_change=self._edges_changed,
                 on_reaped=self._reporter.reaped,

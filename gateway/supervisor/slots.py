@@ -76,13 +76,14 @@ class Slot:
         workers: int,
         listener: socket.socket | None,
         command: Command,
+        withheld: str = "",
         hang_s: float,
         stop_s: float,
         log: EventLog,
         on_change: Callable[[], None],
         on_reaped: Callable[[Child], None],
     ) -> None:
-        """`stop_s`: how long a process that was told to leave may take until it is killed."""
+        """`stop_s`: how long a process that was told to leave may take until it is killed. `withheld`: a variable that it is not given."""
         self.role: Role = role
         self.number = number
         self.starts = 0
@@ -95,6 +96,7 @@ class Slot:
         self._empty = asyncio.Event()
         self._next_start: asyncio.TimerHandle | None = None
         self._config, self._workers, self._listener, self._command = config, workers, listener, command
+        self._withheld = withheld
         self._hang_s, self._stop_s = hang_s, stop_s
         self._log, self._on_change, self._on_reaped = log, on_change, on_reaped
         self._loop = asyncio.get_running_loop()
@@ -183,6 +185,7 @@ class Slot:
                 workers=self._workers,
                 listener=self._listener,
                 command=self._command,
+                withheld=self._withheld,
                 on_change=self._child_changed,
                 on_end=self._child_ended,
             )

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -51,8 +52,10 @@ def write_config(folder: Path, catalog: str = CATALOG) -> Path:
 class ControlProcess:
     """Started and ready inside `with`; killed at the end if it still runs."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, environ: Mapping[str, str] | None = None) -> None:
+        """`environ` comes on top of the tests' own."""
         self.config = config
+        self.environ = dict(environ or {})
         self.runtime = config.parent / "var/run"
         self._starts = 0
 
@@ -69,8 +72,9 @@ class ControlProcess:
         with theirs, (self.config.parent / "control.log").open("ab") as log:
             args = ChildArgs(config=str(self.config), incarnation=f"control-{self._starts}", pulse_fd=theirs.fileno())
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gateway.control", msgspec.json.encode(args).decode()], pass_fds=[theirs.fileno()], stderr=log
-            )
+                [sys.executable, "-m", "gateway.control", msgspec.json.encode(args).decode()],
+                pass_fds=[theirs.fileno()], stderr=log, env={**os.environ, **self.environ},
+            )  # fmt: skip
         self.wait_ready()
 
     def wait_ready(self) -> None:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.control.administration import Administration, NewAccount, NewCredits
+from gateway.control.content.store import ContentStore
 from gateway.control.expiry import DAY_MS, Expiry
 from gateway.control.fees import purchase_fee_nanos
 from gateway.control.store import Account, CreditChange, Credits, LeaseRow
@@ -30,6 +31,12 @@ from tests.control.journaling import Writer, generation
 from tests.control.process import ControlProcess, write_config
 
 NO_CATALOG = Catalog(revision="", providers={}, models={})
+# Of an administration, what has nothing to do with credit.
+PARTS: dict[str, Any] = {
+    "catalog": lambda: NO_CATALOG,
+    "content": ContentStore(Path("none"), (), total_bytes_max=1),
+    "content_key_env": "KEY",
+}
 
 _references = itertools.count(1)
 
@@ -149,7 +156,7 @@ async def _drained() -> bool:
 
 
 async def test_new_accounts_get_the_allowance_and_operators_may_book_the_fee(books: Books) -> None:
-    administration = Administration(store=books.store, drained=_drained, billing=Billing(signup_usd="0.25"), catalog=lambda: NO_CATALOG)
+    administration = Administration(**PARTS, store=books.store, drained=_drained, billing=Billing(signup_usd="0.25"))
     account = (await administration.create_account(NewAccount(email="eve@example.com", usd="2"))).account_id
     assert await books.store.credits(account) == Credits(total_nanos=2 * USD + USD // 4, purchased_nanos=2 * USD)
     assert entries(books, f"signup:{account}") == {account: USD // 4, "gateway:grants": -USD // 4}
@@ -164,7 +171,7 @@ async def test_a_ledger_that_differs_is_told_before_the_journals_have_drained(bo
     async def never() -> bool:
         return False
 
-    administration = Administration(store=books.store, drained=never, billing=Billing(), catalog=lambda: NO_CATALOG)
+    administration = Administration(**PARTS, store=books.store, drained=never, billing=Billing())
     assert (await administration.verify_ledger()).ok is None
     with contextlib.closing(sqlite3.connect(books.database)) as db:
         for nanos, ok in ((5, False), (-5, None)):

@@ -1,6 +1,7 @@
 """The admin socket's API: for the command line and the supervisor of this machine, never reachable by callers.
 
 POST /accounts /keys /credits /rules     the bodies and answers of `gateway.control.administration`
+POST /content/rotate              a part of it: to be asked again with `after` as it was told
 GET  /ledger/verify
 POST /catalog/reload              422 with the problems when refused
 POST /supervisor                  {"starts": {"edge": 3, "control": 1}}: processes started since the supervisor started
@@ -17,7 +18,7 @@ import msgspec
 from aiohttp import web
 
 from gateway import __version__
-from gateway.control.administration import Administration, NewAccount, NewCredits, NewKey, NewRules
+from gateway.control.administration import Administration, ContentRotation, NewAccount, NewCredits, NewKey, NewRules
 from gateway.control.api.http import answer, decoded, errors
 from gateway.control.catalog_source import CatalogRefused, CatalogSource
 from gateway.control.telemetry import Telemetry
@@ -63,6 +64,7 @@ class AdminApi:
                 web.post("/keys", self.create_key),
                 web.post("/credits", self.add_credits),
                 web.post("/rules", self.set_rules),
+                web.post("/content/rotate", self.rotate_content),
                 web.get("/ledger/verify", self.verify_ledger),
                 web.post("/catalog/reload", self.reload_catalog),
                 web.post("/supervisor", self.count_starts),
@@ -95,6 +97,12 @@ class AdminApi:
         rules = await self._administration.set_rules(wish)
         self._log.info("account_rules_set", account=wish.account_id)
         return answer(rules)
+
+    async def rotate_content(self, request: web.Request) -> web.Response:
+        rotated = await self._administration.rotate_content(await decoded(request, ContentRotation))
+        if rotated.after is None:
+            self._log.info("content_rotated")
+        return answer(rotated)
 
     async def verify_ledger(self, request: web.Request) -> web.Response:
         report = await self._administration.verify_ledger()

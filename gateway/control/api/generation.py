@@ -1,7 +1,5 @@
 """`GET /generation?id=`: the durable record of one exchange, for every key of the account that made it.
 
-`GET /generation/content?id=` would be what was said: it is stored only where an account asked for that, which none can yet.
-
 A foreign generation and one that never was get the same answer, so ids cannot be probed for. A record is there once
 control has read it from its edge's journal, a moment after the answer ended: until then it is a 404, and clients ask again.
 """
@@ -27,7 +25,7 @@ from gateway.domain.money import usd_number
 
 Row = dict[str, Any]
 
-_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")  # what may be an id at all; the rest need not trouble the store
+ID = re.compile(r"[A-Za-z0-9_-]{1,100}")  # what may be an id at all; the rest need not trouble the store
 _API_TYPES = {"chat": "completions", "text": "completions"}  # others are called the same as our kinds
 
 
@@ -48,20 +46,13 @@ class GenerationApi:
                 method="GET", path="/generation", access="either", handler=self.get_generation, query=GenerationQuery,
                 summary="The record of one exchange, a moment after it ended",
             ),
-            Route(
-                method="GET", path="/generation/content", access="either", handler=self.get_generation_content, query=GenerationQuery,
-                summary="What was said in one exchange, where the account has it stored",
-            ),
         ]  # fmt: skip
 
     async def get_generation(self, call: Call[GenerationQuery, Nothing]) -> web.Response:
-        found = await self._store.generation(call.query.id) if _ID.fullmatch(call.query.id) else None
+        found = await self._store.generation(call.query.id) if ID.fullmatch(call.query.id) else None
         if found is None or found.account_id != call.caller.account_id:
             raise NotFound("Generation not found")
         return answer({"data": generation_row(found, self._catalogs.catalog)})
-
-    async def get_generation_content(self, call: Call[GenerationQuery, Nothing]) -> web.Response:
-        raise NotFound("Generation content not found: prompts and completions are not stored")
 
 
 def generation_row(generation: Generation, catalog: Catalog) -> Row:
@@ -73,7 +64,7 @@ def generation_row(generation: Generation, catalog: Catalog) -> Row:
         "session_id": generation.session_id or None,
         "created_at": iso_time(generation.created_at_ms),
         "model": generation.model,
-        "provider_name": _provider_name(generation.provider, catalog) if generation.provider else None,
+        "provider_name": provider_name(generation.provider, catalog) if generation.provider else None,
         "provider_responses": [_attempt_row(attempt, catalog) for attempt in generation.attempts],
         "api_type": _API_TYPES.get(generation.kind, generation.kind),
         "streamed": generation.streamed,
@@ -127,7 +118,7 @@ def _attempt_row(attempt: AttemptRecord, catalog: Catalog) -> Row:
     model = catalog.find(model_id)
     row: Row = {
         "status": attempt.status,
-        "provider_name": _provider_name(attempt.provider, catalog),
+        "provider_name": provider_name(attempt.provider, catalog),
         "endpoint_id": attempt.endpoint_id,
         "model_permaslug": model.canonical_slug if model is not None else model_id,
         "is_byok": False,
@@ -137,7 +128,7 @@ def _attempt_row(attempt: AttemptRecord, catalog: Catalog) -> Row:
     return row
 
 
-def _provider_name(slug: str, catalog: Catalog) -> str:
+def provider_name(slug: str, catalog: Catalog) -> str:
     """As callers know it; a provider that left the catalog keeps its slug."""
     provider = catalog.providers.get(slug)
     return provider.name if provider is not None else slug

@@ -32,6 +32,7 @@ class PrivacyRules(msgspec.Struct, frozen=True, kw_only=True):
     enable_free_model_training: bool
     enable_free_model_publication: bool  # free endpoints that publish prompts
     enforce_zdr: bool  # only endpoints that retain nothing
+    log_prompts: bool  # requests and answers are kept for the account's own review, which earns the discount
     allowed_providers: tuple[str, ...]  # none: all
     ignored_providers: tuple[str, ...]
 
@@ -47,15 +48,25 @@ class PrivacyPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     enable_free_model_training: bool | UnsetType = UNSET
     enable_free_model_publication: bool | UnsetType = UNSET
     enforce_zdr: bool | UnsetType = UNSET
+    log_prompts: bool | UnsetType = UNSET  # off: nothing more is kept; what is kept stays until it is deleted
     allowed_providers: Slugs | UnsetType | None = UNSET
     ignored_providers: Slugs | UnsetType | None = UNSET
 
 
-class PrivacyApi:
-    """Handlers over the rules of the calling account; `on_key_changed(digest, record)` is called for each of its keys and sessions."""
+NO_CONTENT_KEY = "prompts cannot be kept here: whoever runs this gateway has configured no key to encrypt them with"
 
-    def __init__(self, *, store: Store, catalogs: CatalogSource, on_key_changed: Callable[[str, KeyRecord | None], None]) -> None:
+
+class PrivacyApi:
+    """Handlers over the rules of the calling account; `on_key_changed(digest, record)` is called for each of its keys and sessions.
+
+    Without `keeps_content` no account can have its prompts kept.
+    """
+
+    def __init__(
+        self, *, store: Store, catalogs: CatalogSource, keeps_content: bool, on_key_changed: Callable[[str, KeyRecord | None], None]
+    ) -> None:
         self._store = store
+        self._content_fault = "" if keeps_content else NO_CONTENT_KEY
         self._catalogs = catalogs
         self._on_key_changed = on_key_changed
 
@@ -81,10 +92,14 @@ class PrivacyApi:
             train_free=patch.enable_free_model_training,
             publish_free=patch.enable_free_model_publication,
             zdr=patch.enforce_zdr,
+            log_prompts=patch.log_prompts,
             allowed=self._slugs("allowed_providers", patch.allowed_providers),
             ignored=self._slugs("ignored_providers", patch.ignored_providers),
         )
-        return answer(_answer(await change_rules(self._store, call.caller.account_id, change, self._on_key_changed)))
+        rules = await change_rules(
+            self._store, call.caller.account_id, change, self._on_key_changed, content_fault=self._content_fault
+        )  # fmt: skip
+        return answer(_answer(rules))
 
     def _slugs(self, field: str, slugs: list[str] | UnsetType | None) -> tuple[str, ...] | UnsetType:
         return provider_slugs(field, () if slugs is None else slugs, lambda: self._catalogs.catalog)
@@ -97,6 +112,7 @@ def _answer(rules: AccountRules) -> PrivacyAnswer:
             enable_free_model_training=rules.train_free,
             enable_free_model_publication=rules.publish_free,
             enforce_zdr=rules.zdr,
+            log_prompts=rules.log_prompts,
             allowed_providers=rules.allowed,
             ignored_providers=rules.ignored,
         )

@@ -9,6 +9,7 @@ from gateway.control.api.accounts import AccountsApi
 from gateway.control.api.activity import ActivityApi
 from gateway.control.api.auth import Authentication
 from gateway.control.api.consents import ConsentsApi
+from gateway.control.api.content import ContentApi
 from gateway.control.api.credits import CreditsApi
 from gateway.control.api.generation import GenerationApi
 from gateway.control.api.key import KeyApi
@@ -18,6 +19,7 @@ from gateway.control.api.privacy import PrivacyApi
 from gateway.control.api.route import Access, Route
 from gateway.control.api.site import SiteApi
 from gateway.control.catalog_source import CatalogSource
+from gateway.control.content.store import ContentStore
 from gateway.control.store import Store
 from gateway.domain.keys import KeyRecord
 from gateway.domain.money import parse_usd
@@ -29,6 +31,7 @@ def public_routes(
     *,
     authentication: Authentication,
     store: Store,
+    content: ContentStore,
     catalogs: CatalogSource,
     settings: Settings,
     shown: Callable[[str], Shown],
@@ -67,9 +70,9 @@ def public_routes(
         *keys("/management-keys", "session", management=True).routes(),
         *CreditsApi(store=store).routes(),
         *ActivityApi(store=store, catalogs=catalogs, now=now).routes(),
-        *PrivacyApi(store=store, catalogs=catalogs, on_key_changed=on_key_changed).routes(),
         *GenerationApi(store=store, catalogs=catalogs).routes(),
-        *PrivacyApi(store=store, catalogs=catalogs, on_key_changed=on_key_changed).routes(),
+        *ContentApi(content=content, store=store, catalogs=catalogs).routes(),
+        *PrivacyApi(store=store, catalogs=catalogs, keeps_content=content.has_key, on_key_changed=on_key_changed).routes(),
         *ConsentsApi(store=store, on_key_changed=on_key_changed, now=now).routes(),
         *accounts.routes(),
     ]

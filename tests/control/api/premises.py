@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from gateway.control.api.auth import Authentication
 from gateway.control.api.route import Route
 from gateway.control.api.table import public_routes
 from gateway.control.catalog_source import CatalogSource
+from gateway.control.content.store import ContentStore
 from gateway.control.passwords import hash_password
 from gateway.control.store import Account, JournalSlice, Key
 from gateway.control.store.sqlite import SqliteStore
+from gateway.domain.content_keys import ContentKey
 from gateway.domain.generation import Generation
 from gateway.domain.keys import KeyRecord, digest, label, new_secret
 from gateway.domain.money import NANOS_PER_USD
@@ -34,13 +36,17 @@ DAY = datetime.timedelta(days=1)
 MODEL = "acme/sage-1"
 PASSWORD = "correct horse battery"
 PASSWORD_HASH = hash_password(PASSWORD)
+CONTENT_KEY = ContentKey(bytes(range(32)))
 
 
 class Premises:
     """ada has a password, an inference key, a management key and 25 USD; eve the same but other keys, and 1 USD."""
 
-    def __init__(self, store: SqliteStore, routes: list[Route], http: TestClient[web.Request, web.Application]) -> None:
+    def __init__(
+        self, store: SqliteStore, content: ContentStore, routes: list[Route], http: TestClient[web.Request, web.Application]
+    ) -> None:
         self.store = store
+        self.content = content
         self.routes = routes
         self.http = http
         self.now = NOW
@@ -116,7 +122,9 @@ class Browser:
 
 
 @contextlib.asynccontextmanager
-async def opened(folder: Path, *, public_url: str = "", signup_usd: str = "0", signup: bool = True) -> AsyncIterator[Premises]:
+async def opened(
+    folder: Path, *, public_url: str = "", signup_usd: str = "0", signup: bool = True, content_keys: Sequence[ContentKey] = (CONTENT_KEY,)
+) -> AsyncIterator[Premises]:
     store = await SqliteStore.open(folder / "gateway.db")
     settings = Settings(billing=Billing(signup_usd=signup_usd), accounts=Accounts(signup=signup))
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, public_url=public_url))
@@ -128,10 +136,12 @@ async def opened(folder: Path, *, public_url: str = "", signup_usd: str = "0", s
     def account_deleted() -> None:
         there[0].deleted += 1
 
+    content = ContentStore(folder / "content.sqlite", content_keys, total_bytes_max=settings.content.total_bytes_max, now=now)
     authentication = Authentication(store=store, origin=settings.server.public_origin, now=now)
     routes = public_routes(
         authentication=authentication,
         store=store,
+        content=content,
         catalogs=CatalogSource(folder / "gateway.toml", catalog()),
         settings=settings,
         shown=lambda endpoint_id: UNSEEN,
@@ -143,12 +153,13 @@ async def opened(folder: Path, *, public_url: str = "", signup_usd: str = "0", s
     try:
         app = public_application(routes, authentication=authentication, log=Log("test", fd=-1))
         async with TestClient(TestServer(app)) as http:
-            premises = Premises(store, routes, http)
+            premises = Premises(store, content, routes, http)
             there.append(premises)
             await premises.found()
             yield premises
     finally:
         assert (await store.verify_ledger()).ok
+        await content.close()
         await store.close()
 
 

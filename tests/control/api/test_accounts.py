@@ -242,7 +242,9 @@ async def test_a_deleted_account_leaves_its_money_in_the_books_and_nothing_perso
     report = await premises.store.verify_ledger()
     assert report.ok and report.generations == 4
 
-    erasure = Erasure(store=premises.store, log=Log("test", fd=-1), now=lambda: premises.now.timestamp())
+    erasure = Erasure(
+        store=premises.store, erase_content=premises.content.delete_all, log=Log("test", fd=-1), now=lambda: premises.now.timestamp()
+    )
     assert (await erasure.work() or 0) > 3000
     # A stream that ended after its account: its journal is read later.
     await premises.journal(spent(premises.ada, 9, usd=0.25, **personal))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.domain.keys import digest
@@ -14,7 +15,7 @@ from tests.control.test_models_api import MODEL_KEYS
 PATH = "/api/v1/privacy"
 DEFAULTS = {
     "enable_paid_model_training": False, "enable_free_model_training": False, "enable_free_model_publication": False,
-    "enforce_zdr": False, "allowed_providers": [], "ignored_providers": [],
+    "enforce_zdr": False, "log_prompts": False, "allowed_providers": [], "ignored_providers": [],
 }  # fmt: skip
 
 
@@ -32,7 +33,8 @@ async def test_what_is_named_changes_and_the_rest_stays(premises: Premises) -> N
     assert (await premises.ask("GET", PATH, premises.ada_management))["data"] == DEFAULTS
     expected: dict[str, Any] = DEFAULTS
     for patch in (
-        {"enable_paid_model_training": True}, {"enable_free_model_training": True, "enforce_zdr": True}, {"ignored_providers": ["south"]},
+        {"enable_paid_model_training": True}, {"enable_free_model_training": True, "enforce_zdr": True, "log_prompts": True},
+        {"ignored_providers": ["south"]},
         {"allowed_providers": ["north", "south"], "enable_free_model_publication": True}, {"enforce_zdr": False}, {},
         {"allowed_providers": [], "enable_paid_model_training": False},
     ):  # fmt: skip
@@ -48,6 +50,9 @@ async def test_every_key_of_the_account_is_told_to_the_edges_with_its_new_rules(
     told = {name: record.rules for name, record in premises.changed if record is not None}
     rules = AccountRules(zdr=True, ignored=("south",))
     assert told == {digest(premises.ada): rules, digest(premises.ada_management): rules}
+    await change(premises, log_prompts=True)
+    told = {name: record.rules for name, record in premises.changed if record is not None}
+    assert set(told.values()) == {msgspec.structs.replace(rules, log_prompts=True)}
 
 
 async def test_a_signed_in_person_may_change_it_and_from_pages_of_this_site_alone(premises: Premises) -> None:
