@@ -237,7 +237,9 @@ def stored_count(gateway: RunningGateway) -> int:
 
 
 @contextlib.asynccontextmanager
-async def opened(folder: Path, *, settings: Mapping[str, Any] | None = None, workers: int = 1) -> AsyncIterator[Shop]:
+async def opened(
+    folder: Path, *, settings: Mapping[str, Any] | None = None, workers: int = 1, environ: Mapping[str, str] | None = None
+) -> AsyncIterator[Shop]:
     """A ready Shop."""
     async with contextlib.AsyncExitStack() as stack:
         raw = await stack.enter_async_context(RawProvider())
@@ -245,7 +247,11 @@ async def opened(folder: Path, *, settings: Mapping[str, Any] | None = None, wor
         good = await stack.enter_async_context(Provider(name="Good"))
         catalog = render({"raw": raw.url, "cheap": f"{cheap.url}/v1", "good": f"{good.url}/v1"})
         gateway = RunningGateway(
-            folder / "g", catalog, settings={"routing": UNMOVED, "limits": UNLIMITED, **(settings or {})}, workers=workers
+            folder / "g",
+            catalog,
+            settings={"routing": UNMOVED, "limits": UNLIMITED, **(settings or {})},
+            workers=workers,
+            environ=environ,
         )
         stack.push_async_callback(asyncio.to_thread, gateway.close)
         await asyncio.to_thread(gateway.start)
