@@ -36,7 +36,7 @@ from bench.load import Target, percentile
 from bench.provider import Provider
 from bench.rounds import choose_cores
 from bench.subjects import request_body
-from gateway.domain.generation import Generation
+from gateway.domain.generation import Generation, decode
 
 LOOK_S = 1.0
 SETTLE_S_MAX = 30.0
@@ -115,7 +115,7 @@ def slope_mib(looks: Sequence[Look]) -> float:
 
 def generations(store: Path) -> list[Generation]:
     with contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True, timeout=30)) as database:
-        return [msgspec.msgpack.decode(row[0], type=Generation) for row in database.execute("SELECT record FROM generations")]
+        return [decode(row[0]) for row in database.execute("SELECT record FROM generations")]
 
 
 def differences(books: dict[str, Entry], ledger: Sequence[Generation]) -> list[str]:

@@ -16,6 +16,7 @@ import msgspec
 
 from gateway.control.journals import JournalFile, Journals
 from gateway.control.store import JournalSlice, RefusalReason, Refused, Store
+from gateway.control.store.posting import time_of
 from gateway.domain.errors import StoreUnavailable
 from gateway.link.messages import Committed
 from gateway.log import Log, exception_fields
@@ -364,12 +365,5 @@ class Bookkeeper:
 
 def _oldest_ms(slices: Iterable[JournalSlice]) -> int | None:
     """When the first exchange of a batch ended, as its edge says; they are written in about that order."""
-    times = [_time_decoder.decode(piece.records[0]).created_at_ms for piece in slices if piece.records]
-    return min(times, default=None)
-
-
-class _Time(msgspec.Struct):
-    created_at_ms: int
-
-
-_time_decoder = msgspec.msgpack.Decoder(_Time)
+    times = [time_of(piece.records[0]) for piece in slices if piece.records]
+    return min([time for time in times if time is not None], default=None)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 
 from gateway.domain.usage import Usage
+
+Named = TypeVar("Named")
 
 _ID_CHARS = 20
 _REFILL_IDS = 256
@@ -29,7 +33,7 @@ class GenerationIds:
         return f"gen-{now_s}-{self._noise.pop()}"
 
 
-class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """One call to one endpoint, as the generation remembers it."""
 
     endpoint_id: str
@@ -41,10 +45,11 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     charged_nanos: int = 0
 
 
-class Generation(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+class Generation(msgspec.Struct, kw_only=True, array_like=True, gc=False):
     """The durable record of one exchange that reached a provider: what the journal carries and the store keeps.
 
     Money is in nanos. `settles` names the leased resources that `charged_nanos` was spent from, and the quota that it counts against.
+    Records keep members by place, which takes half the room of names: new ones are only ever added, and at the end.
     """
 
     id: str
@@ -54,19 +59,20 @@ class Generation(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     model: str  # the model that served, or was asked for
     endpoint_id: str = ""  # "" when no attempt served
     provider: str = ""  # slug
-    upstream_id: str = ""
+    error: str = ""  # an error's code
+    usage: Usage | None = None
+    charged_nanos: int = 0
+    settles: tuple[str, ...] = ()
+    # Up to here the books read it (`control.store.posting`).
+    prompt_nanos: int = 0  # of what was charged
+    unbilled_nanos: int = 0  # what it would have cost, where it is free: a broken stream, an empty answer
     kind: str = "chat"
     streamed: bool = False
     cancelled: bool = False  # the caller left before the end
     status: int = 200
-    error: str = ""  # an error's code
+    upstream_id: str = ""
     finish_reason: str | None = None
     native_finish_reason: str | None = None
-    usage: Usage | None = None
-    charged_nanos: int = 0
-    prompt_nanos: int = 0  # of what was charged
-    unbilled_nanos: int = 0  # what it would have cost, where it is free: a broken stream, an empty answer
-    settles: tuple[str, ...] = ()
     latency_ms: int | None = None  # to the first content
     generation_ms: int | None = None  # of the attempt that served
     http_referer: str = ""
@@ -80,3 +86,36 @@ class Generation(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     def was_served(self) -> bool:
         """Whether a provider made something, or said that there is nothing to make: only then it counts against a quota."""
         return not self.error or (self.usage is not None and self.usage.completion_tokens > 0)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Generation)
+_plain_decoder = msgspec.msgpack.Decoder()
+_NAMED = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))  # how maps begin in MessagePack
+
+
+def encode(generation: Generation) -> bytes:
+    """The record as it is kept."""
+    return _encoder.encode(generation)
+
+
+def decode(record: bytes) -> Generation:
+    """A record that is kept, by this version or an earlier one. Raises msgspec.DecodeError."""
+    return _decoder.decode(by_place(record))
+
+
+def by_place(record: bytes) -> bytes:
+    """A record as this version writes it; earlier ones wrote members with their names. Raises msgspec.DecodeError."""
+    if not record or record[0] not in _NAMED:
+        return record
+    try:
+        named = _plain_decoder.decode(record)
+        attempts = tuple([_with_usage(AttemptRecord, attempt) for attempt in named.pop("attempts", ())])
+        return _encoder.encode(_with_usage(Generation, {**named, "attempts": attempts}))
+    except (AttributeError, OverflowError, TypeError) as error:  # other members than these
+        raise msgspec.ValidationError(str(error)) from None
+
+
+def _with_usage(kind: Callable[..., Named], named: dict[str, Any]) -> Named:
+    usage = named.get("usage")
+    return kind(**{**named, "usage": None if usage is None else Usage(**usage)})

@@ -5,8 +5,11 @@ from __future__ import annotations
 import msgspec
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Tokens of one answer. Reasoning is inside completion, cached and cache-written tokens are inside prompt."""
+class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """Tokens of one answer. Reasoning is inside completion, cached and cache-written tokens are inside prompt.
+
+    Records keep it by place (see `domain.generation`): members are only ever added, and at the end.
+    """
 
     prompt_tokens: int
     completion_tokens: int

@@ -12,11 +12,10 @@ import zlib
 import msgspec
 
 from gateway.domain.generation import Generation
+from gateway.domain.generation import encode as encode_generation
 
 HEADER = struct.Struct(">II")
 RECORD_BYTES_MAX = 1 << 20
-
-_encoder = msgspec.msgpack.Encoder()
 
 
 class Run(msgspec.Struct):
@@ -34,7 +33,7 @@ def running_name(slot: int, incarnation: str) -> str:
 
 
 def encode(generation: Generation) -> bytes:
-    payload = _encoder.encode(generation)
+    payload = encode_generation(generation)
     assert len(payload) <= RECORD_BYTES_MAX
     return HEADER.pack(len(payload), zlib.crc32(payload)) + payload
 

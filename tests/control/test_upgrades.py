@@ -15,9 +15,11 @@ import aiosqlite
 import msgspec
 import pytest
 
-from gateway.control.store import CreditChange, Credits, JournalSlice, KeyUsage
+from gateway.control.store import CreditChange, Credits, JournalSlice, KeyUsage, posting
 from gateway.control.store.migrations import migrate, read_migrations
 from gateway.control.store.sqlite import SqliteStore
+from gateway.domain.generation import AttemptRecord, Generation
+from gateway.domain.usage import Usage
 from tests.control.journaling import NOON_MS, generation, rows
 
 FIRST_STORE = Path(__file__).parent / "first_store.sql"
@@ -52,9 +54,18 @@ async def test_ops_11_a_store_of_the_first_version_is_opened_and_goes_on(tmp_pat
         )
         found = await store.generation("gen-1764072000-00000000000000000003")
         assert found is not None and found.charged_nanos == 1003 and found.attempts[0].latency_ms == 412
+        assert rows(path, "SELECT COUNT(*) FROM generations WHERE hex(record) LIKE 'DE%'") == [(5,)]  # by names
         record = msgspec.msgpack.encode(generation(nanos=5, id="gen-1764072001-00000000000000000000"))
         applied = await store.apply_journal([JournalSlice("edge-0-a.1", "a", 1000, 1100, [record, msgspec.msgpack.encode(found)])])
         assert (applied.generations, applied.exists) == (1, 1)
+        ((kept,),) = rows(path, "SELECT record FROM generations WHERE id = 'gen-1764072000-00000000000000000003'")
+        named = msgspec.msgpack.decode(kept)
+        late, odd = [msgspec.msgpack.encode({**named, "id": "gen-1764072002-00000000000000000000", **more}) for more in ({}, {"odd": 1})]
+        applied = await store.apply_journal([JournalSlice("edge-0-a.1", "a", 1100, 1200, [late, odd])])  # of an edge of that version
+        assert (applied.generations, [one.reason for one in applied.refused]) == (1, ["corrupt"])
+        assert await store.generation("gen-1764072002-00000000000000000000") == msgspec.structs.replace(
+            found, id="gen-1764072002-00000000000000000000"
+        )
         again = CreditChange(
             account_id="user_ann", kind="topup", nanos=5 * usd, fee_nanos=8 * usd // 10, reference="stripe:pi_1", note="card"
         )
@@ -62,6 +73,28 @@ async def test_ops_11_a_store_of_the_first_version_is_opened_and_goes_on(tmp_pat
         assert (await store.verify_ledger()).ok
     finally:
         await store.close()
+
+
+def test_records_keep_their_members_by_place_so_none_ever_moves() -> None:
+    """What is in stores is read by these places: a new member goes behind the last."""
+    generation = "id account_id key_digest created_at_ms model endpoint_id provider error usage charged_nanos settles prompt_nanos unbilled_nanos kind"
+    generation += (
+        " streamed cancelled status upstream_id finish_reason native_finish_reason latency_ms generation_ms http_referer title user_agent"
+    )
+    places = {
+        Generation: f"{generation} external_user session_id attempts",
+        AttemptRecord: "endpoint_id provider outcome status latency_ms usage charged_nanos",
+        Usage: "prompt_tokens completion_tokens cached_tokens cache_write_tokens reasoning_tokens audio_tokens images searches estimated",
+    }
+    for kind, names in places.items():
+        assert kind.__struct_fields__[: len(names.split())] == tuple(names.split())
+    for part, whole in (
+        (posting._Record, Generation),
+        (posting._AnyRecord, Generation),
+        (posting._Usage, Usage),
+        (posting._AnyUsage, Usage),
+    ):
+        assert whole.__struct_fields__[: len(part.__struct_fields__)] == part.__struct_fields__
 
 
 @pytest.mark.system("strace")

@@ -10,11 +10,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from gateway.domain.errors import Overloaded, StoreUnavailable
-from gateway.domain.generation import Generation
+from gateway.domain.generation import Generation, decode
 from gateway.edge import journal as journal_module
 from gateway.edge.journal import Fsync, Journal
 from gateway.log import Log
@@ -41,7 +40,7 @@ def read(folder: Path) -> list[str]:
     for path in sorted(folder.iterdir(), key=lambda path: int(path.suffix[1:])):
         run = records.split(data := path.read_bytes(), records_max=10_000)
         assert run.consumed == len(data) and not run.corrupt
-        found += [msgspec.msgpack.decode(each, type=Generation).id for each in run.records]
+        found += [decode(each).id for each in run.records]
     return found
 
 

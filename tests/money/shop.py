@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import msgspec
 import psutil  # type: ignore[import-untyped]
 
 from bench.provider import Provider
-from gateway.domain.generation import Generation
+from gateway.domain.generation import Generation, decode
 from tests.conftest import RunningGateway
 from tests.edge.stage import HELLO, UNMOVED, Answered, RawProvider, in_order
 from tests.provider_caller import Caller, connected
@@ -221,7 +220,7 @@ class Shop:
 def stored(gateway: RunningGateway) -> dict[str, Generation]:
     """All records in the store."""
     with contextlib.closing(sqlite3.connect(f"file:{gateway.folder}/gateway.db?mode=ro", uri=True)) as db:
-        return {row[0]: msgspec.msgpack.decode(row[1], type=Generation) for row in db.execute("SELECT id, record FROM generations")}
+        return {row[0]: decode(row[1]) for row in db.execute("SELECT id, record FROM generations")}
 
 
 def log_prompts(gateway: RunningGateway, account_id: str) -> None:

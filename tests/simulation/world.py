@@ -13,11 +13,10 @@ import itertools
 import random
 from collections.abc import Callable
 
-import msgspec
-
 from gateway.control.store import Account, CreditChange, Key
 from gateway.domain import resources
 from gateway.domain.errors import GatewayError, StoreUnavailable
+from gateway.domain.generation import decode
 from gateway.domain.keys import KeyRecord
 from gateway.domain.resources import LimitReset
 from gateway.edge.admission import REFUSAL_S, WAIT_S
@@ -183,7 +182,7 @@ class World:
         marks = edge.kill()
         self.machine.trace.note("killed", edge.incarnation, len(marks))
         for record in records.split(marks, len(marks) + 1).records:
-            mark = msgspec.msgpack.decode(record, type=_Mark)
+            mark = decode(record)
             exchange = edge.exchanges.get(mark.id)
             if exchange is not None:
                 self.promises.expect(exchange, mark.charged_nanos)
@@ -387,8 +386,3 @@ class World:
         if files := [path.name for path in self.machine.journal.iterdir() if path.name != "corrupt"]:
             return f"files of dead edges stay: {sorted(files)}"
         return ""
-
-
-class _Mark(msgspec.Struct):
-    id: str
-    charged_nanos: int = 0

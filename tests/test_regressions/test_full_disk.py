@@ -7,11 +7,10 @@ import errno
 import os
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from gateway.domain.errors import StoreUnavailable
-from gateway.domain.generation import Generation
+from gateway.domain.generation import Generation, decode
 from gateway.edge.journal import Fsync, Journal
 from gateway.log import Log
 from gateway.wire import records
@@ -40,7 +39,7 @@ def recorded(folder: Path) -> list[str]:
     for path in sorted(folder.iterdir()):
         run = records.split(data := path.read_bytes(), records_max=10_000)
         assert run.consumed == len(data) and not run.corrupt
-        found += [msgspec.msgpack.decode(each, type=Generation).id for each in run.records]
+        found += [decode(each).id for each in run.records]
     return found
 
 

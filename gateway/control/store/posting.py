@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from gateway.control.store import REVENUE_BOOK, JournalSlice, RefusalReason, Refused
 from gateway.domain import resources
+from gateway.domain.generation import by_place
 from gateway.domain.money import AMOUNT_NANOS_MAX
 
 OWN_BOOK_NANOS_MAX = 2**63 - 1  # the gateway's own books face all accounts together
@@ -29,15 +30,16 @@ DAY_MS = 86_400_000
 _Tokens = Annotated[int, Meta(ge=0, le=TOKENS_MAX)]
 
 
-class _Usage(msgspec.Struct, gc=False):
+class _Usage(msgspec.Struct, array_like=True, gc=False):
     prompt_tokens: _Tokens
     completion_tokens: _Tokens
     cached_tokens: _Tokens = 0
+    cache_write_tokens: _Tokens = 0
     reasoning_tokens: _Tokens = 0
 
 
-class _Record(msgspec.Struct, gc=False):
-    """What the books need of a Generation. The decoder checks the ranges; the rest of the bytes it skips."""
+class _Record(msgspec.Struct, array_like=True, gc=False):
+    """What the books need of a Generation, its first members. The decoder checks the ranges; the rest of the bytes it skips."""
 
     id: str
     account_id: str
@@ -52,14 +54,15 @@ class _Record(msgspec.Struct, gc=False):
     settles: Annotated[tuple[str, ...], Meta(max_length=SETTLES_MAX)] = ()
 
 
-class _AnyUsage(msgspec.Struct):
+class _AnyUsage(msgspec.Struct, array_like=True):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
     reasoning_tokens: int = 0
 
 
-class _AnyRecord(msgspec.Struct):
+class _AnyRecord(msgspec.Struct, array_like=True):
     """The same without ranges: tells a record that says too much from one that says nothing."""
 
     id: str
@@ -155,8 +158,12 @@ class Batch:
             try:
                 record = decode(payload)
             except msgspec.DecodeError:
-                self.refused.append(_unfit(piece.file, payload))
-                continue
+                try:
+                    payload = by_place(payload)
+                    record = decode(payload)
+                except msgspec.DecodeError:
+                    self.refused.append(_unfit(piece.file, payload))
+                    continue
             if known is not None and self._is_known(record, piece.file, payload, known):
                 continue
             name = (
@@ -186,6 +193,14 @@ def _unfit(file: str, payload: bytes) -> Refused:
         return Refused(file, "out_of_range", _any_decoder.decode(payload).id, payload)
     except msgspec.DecodeError:
         return Refused(file, "corrupt", "", payload)
+
+
+def time_of(record: bytes) -> int | None:
+    """When its exchange ended, in unix milliseconds; None: it does not say."""
+    try:
+        return _decoder.decode(by_place(record)).created_at_ms
+    except msgspec.DecodeError:
+        return None
 
 
 def ids_of(slices: Iterable[JournalSlice]) -> list[str]:

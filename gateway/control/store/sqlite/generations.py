@@ -19,13 +19,11 @@ from gateway.control.store.posting import Batch, OutOfRange, Posting, ids_of, po
 from gateway.control.store.sqlite.database import listed, row_of
 from gateway.control.store.sqlite.ledger import ENTRY_BITS, INSERT_ENTRY, ROWS_PER_ENTRY, SET_BALANCE
 from gateway.domain.errors import StoreUnavailable
-from gateway.domain.generation import Generation
+from gateway.domain.generation import Generation, decode
 from gateway.domain.resources import window_start
 
 # What SQLite says of a value, and not of the disk, a lock or itself.
 RECORD_FAULTS = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError, ValueError)
-
-_decoder = msgspec.msgpack.Decoder(Generation)
 
 
 def apply(db: sqlite3.Connection, slices: Sequence[JournalSlice]) -> Applied:
@@ -230,7 +228,7 @@ ON CONFLICT (account_id, day, model, endpoint_id, provider) DO UPDATE SET
 
 async def generation_of(db: aiosqlite.Connection, generation_id: str) -> Generation | None:
     row = await row_of(db, "SELECT record FROM generations WHERE id = ?", (generation_id,))
-    return _decoder.decode(row[0]) if row else None
+    return decode(row[0]) if row else None
 
 
 async def key_usage_of(db: aiosqlite.Connection, digest: str, now_s: float) -> KeyUsage:

@@ -11,7 +11,7 @@ from gateway.control.store import OWN_BOOKS, Credits, LedgerReport, TransactionK
 from gateway.control.store.posting import OWN_BOOK_NANOS_MAX
 from gateway.control.store.sqlite.database import row_of
 from gateway.domain.errors import BadRequest
-from gateway.domain.generation import Generation
+from gateway.domain.generation import decode
 from gateway.domain.money import AMOUNT_NANOS_MAX
 
 PROBLEMS_MAX = 100
@@ -97,7 +97,7 @@ async def verify(db: aiosqlite.Connection) -> LedgerReport:
 
 def _account_of(record: bytes) -> str:
     try:
-        return msgspec.msgpack.decode(record, type=Generation).account_id
+        return decode(record).account_id
     except msgspec.DecodeError:
         return "unknown account"
 

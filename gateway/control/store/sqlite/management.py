@@ -16,7 +16,7 @@ from gateway.control.store.management import FORFEIT_BOOK, GRANTED_NOTE, AuthCod
 from gateway.control.store.sqlite import accounts, ledger
 from gateway.control.store.sqlite.database import listed, row_of
 from gateway.domain.errors import BadRequest
-from gateway.domain.generation import Generation
+from gateway.domain.generation import Generation, decode, encode
 from gateway.domain.money import AMOUNT_NANOS_MAX
 from gateway.domain.resources import window_start
 from gateway.domain.rules import AccountRules
@@ -24,7 +24,6 @@ from gateway.domain.rules import AccountRules
 DAYS_AT_ONCE = 10  # other readers get in between
 CREATION_S = 86_400  # how long a creation may be repeated
 _wish_decoder = msgspec.msgpack.Decoder(KeyWish)
-_generation_decoder = msgspec.msgpack.Decoder(Generation)
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -180,12 +179,10 @@ class SqliteManagement:
 
     async def erase_generations(self, account_id: str, after_id: str, limit: int) -> str | None:
         rows = await self._read(_GENERATIONS_OF_ACCOUNT, (account_id, after_id, after_id, limit))
-        told = [one for row in rows if _is_personal(one := _generation_decoder.decode(row[1]))]
+        told = [one for row in rows if _is_personal(one := decode(row[1]))]
         if told:
             async with self._transaction() as db:
-                await db.executemany(
-                    "UPDATE generations SET record = ? WHERE id = ?", [(_encoder.encode(_bare(one)), one.id) for one in told]
-                )
+                await db.executemany("UPDATE generations SET record = ? WHERE id = ?", [(encode(_bare(one)), one.id) for one in told])
         return str(rows[-1][0]) if len(rows) == limit else None
 
     async def finish_erasure(self, account_id: str) -> None:
