@@ -77,23 +77,19 @@ async def test_ops_11_a_store_of_the_first_version_is_opened_and_goes_on(tmp_pat
 
 def test_records_keep_their_members_by_place_so_none_ever_moves() -> None:
     """What is in stores is read by these places: a new member goes behind the last."""
-    generation = "id account_id key_digest created_at_ms model endpoint_id provider error usage charged_nanos settles prompt_nanos unbilled_nanos kind"
-    generation += (
-        " streamed cancelled status upstream_id finish_reason native_finish_reason latency_ms generation_ms http_referer title user_agent"
-    )
     places = {
-        Generation: f"{generation} external_user session_id attempts",
+        Generation: (
+            "id account_id key_digest created_at_ms model endpoint_id provider error usage charged_nanos settles prompt_nanos"
+            " unbilled_nanos kind streamed cancelled status upstream_id finish_reason native_finish_reason latency_ms generation_ms"
+            " http_referer title user_agent external_user session_id attempts"
+        ),
         AttemptRecord: "endpoint_id provider outcome status latency_ms usage charged_nanos",
         Usage: "prompt_tokens completion_tokens cached_tokens cache_write_tokens reasoning_tokens audio_tokens images searches estimated",
     }
     for kind, names in places.items():
         assert kind.__struct_fields__[: len(names.split())] == tuple(names.split())
-    for part, whole in (
-        (posting._Record, Generation),
-        (posting._AnyRecord, Generation),
-        (posting._Usage, Usage),
-        (posting._AnyUsage, Usage),
-    ):
+    parts = {posting._Record: Generation, posting._AnyRecord: Generation, posting._Usage: Usage, posting._AnyUsage: Usage}
+    for part, whole in parts.items():
         assert whole.__struct_fields__[: len(part.__struct_fields__)] == part.__struct_fields__
 
 
