@@ -243,8 +243,6 @@ class Live:
                 self._percentiles = merged.first_s, merged.rate
             else:
                 self._percentiles = windows.first_s.percentiles(now_s), windows.rate.percentiles(now_s)
-            if self._percentiles[0] is None:
-                self._percentiles_until_s = now_s + PERCENTILES_S_UNKNOWN
         return self._percentiles
 
     def first_token_limit_s(self, now_s: float, *, prompt_tokens: int, reasoning: bool) -> float:
@@ -257,7 +255,10 @@ class Live:
         """Seconds after which a stream is slow that has no content yet; 0.0: nobody knows."""
         counts = self._windows.counts.total
         usual = counts.prompt_tokens / counts.firsts if counts.firsts else 0.0
-        return hedge_after_s(self.percentiles(now_s)[0], usual, prompt_tokens=prompt_tokens)
+        first_s = self.percentiles(now_s)[0]
+        if first_s is None:
+            self._percentiles_until_s = min(self._percentiles_until_s, now_s + PERCENTILES_S_UNKNOWN)
+        return hedge_after_s(first_s, usual, prompt_tokens=prompt_tokens)
 
     def report(self, seq: int, now_s: float) -> Tally | None:
         """What happened since the last report, for control; None: nothing."""
