@@ -115,6 +115,8 @@ exploration_share = 0.9
         ('[limits]\ncredited_usd = "ten"', "limits.credited_usd"),
         ('[billing]\nsignup_usd = "0.0000000001"', "billing.signup_usd"),
         ("[routing]\nbreaker_open_s = 90", "routing.breaker_open_s_max"),
+        ('[routing]\nhedge_percent = "101"', "routing.hedge_percent"),
+        ('[routing]\nhedge_percent = "some"', "routing.hedge_percent"),
     ],
 )
 def test_a_bad_value_is_refused_by_key(tmp_path: Path, text: str, key: str) -> None:

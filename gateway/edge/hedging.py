@@ -94,8 +94,11 @@ class HedgedExchange(InferenceExchange):
             self._is_timed = True
             after_s = live.answer_times.p95_s(now)
         if after_s:
-            self.hedge_at = now + after_s
-            self.rearm()
+            self.hedge_at = at = now + after_s
+            if at < self.total_at and at < self.keepalive_at and not 0 < attempt.phase_at < at:
+                self._deadline.set(at, self._expired)  # as nearly always: nothing else is due sooner
+            else:
+                self.rearm()
 
     def rearm(self) -> None:
         if not self.hedge_at and self._race is None:

@@ -16,7 +16,7 @@ from bench.answers import text_of
 from bench.behaviour import Behaviour
 from bench.books import Entry
 from tests.conftest import RunningGateway
-from tests.edge.stage import HELLO, ROLE, SSE_HEAD, Answered, RawCall, Stage, behaving, chunk, completion, event, plain, staged
+from tests.edge.stage import GOOD, HELLO, ROLE, SSE_HEAD, Answered, RawCall, Stage, behaving, chunk, completion, event, plain, staged
 from tests.edge.test_hang_ups import leave
 from tests.timing import again_if_untimely, in_time
 
@@ -101,6 +101,21 @@ def counted(figures: Mapping[str, float]) -> float:
     return sum(value for name, value in figures.items() if name != "usd")
 
 
+def hedged(gateway: RunningGateway) -> int:
+    """Requests with a second call, by the log: here nobody else has two."""
+    return sum(line.get("event") == "exchange" and len(line["attempts"]) > 1 for line in gateway.log)
+
+
+async def settled(stage: Stage) -> dict[str, float]:
+    """The figures once everything so far is in them: edges tell control each second."""
+    answered = await stage.ask(GOOD)
+    await asyncio.to_thread(stage.exchange, answered.headers["X-Generation-Id"])  # log lines are in order
+    async with asyncio.timeout(10.0):
+        while counted(figures := await asyncio.to_thread(hedges, stage.gateway)) != hedged(stage.gateway):
+            await asyncio.sleep(0.05)
+    return figures
+
+
 async def grown(stage: Stage, before: Mapping[str, float], outcome: str) -> dict[str, float]:
     """By how much each figure has grown, once this outcome was counted: edges tell control each second."""
     async with asyncio.timeout(10.0):
@@ -149,7 +164,7 @@ async def stage(warmed: Stage) -> AsyncIterator[Stage]:
 @pytest.mark.parametrize("stream", [False, True])
 @again_if_untimely
 async def test_a_slow_endpoint_is_outrun_and_its_call_ends_at_once(stage: Stage, stream: bool) -> None:
-    before = hedges(stage.gateway)
+    before = await settled(stage)
     with behaving(stage.first, SLOW):
         answered = await stage.ask(SIM, stream=stream, max_tokens=200)
         lost, won = last(stage.first.books.entries), last(stage.good.books.entries)
@@ -172,7 +187,7 @@ async def test_a_slow_endpoint_is_outrun_and_its_call_ends_at_once(stage: Stage,
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_first_endpoint_that_is_quicker_after_all_serves(stage: Stage, stream: bool) -> None:
     """And the log names it, though another one was asked after it."""
-    before, asked_another = hedges(stage.gateway), asyncio.Event()
+    before, asked_another = await settled(stage), asyncio.Event()
 
     async def late(call: RawCall) -> None:
         await asked_another.wait()
@@ -201,7 +216,7 @@ async def test_who_has_its_usual_time_has_no_second_call_beside_it(stage: Stage)
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_where_the_slow_one_fails_the_other_goes_on_and_nobody_hears_of_it(stage: Stage, stream: bool) -> None:
-    before, both = hedges(stage.gateway), asyncio.Event()
+    before, both = await settled(stage), asyncio.Event()
 
     async def fails(call: RawCall) -> None:
         await both.wait()
@@ -221,7 +236,7 @@ async def test_where_the_slow_one_fails_the_other_goes_on_and_nobody_hears_of_it
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_where_the_second_one_fails_the_slow_one_goes_on_and_nobody_hears_of_it(stage: Stage, stream: bool) -> None:
-    before, failed = hedges(stage.gateway), asyncio.Event()
+    before, failed = await settled(stage), asyncio.Event()
 
     async def late(call: RawCall) -> None:
         await failed.wait()
@@ -381,25 +396,17 @@ LONG = [{"role": "user", "content": "word " * 800}]
 SHARE = 0.05
 
 
-def hedged(gateway: RunningGateway) -> int:
-    """Requests with a second call, by the log."""
-    return sum(line.get("event") == "exchange" and len(line["attempts"]) == 2 for line in gateway.log)
-
-
 async def test_no_more_is_spent_than_the_budget_has(tmp_path: Path) -> None:
     """Of 200 requests one in five is slow; a twentieth of what all are charged pays for few of those. What is free counts by requests."""
     async with opened(tmp_path, hedge_percent="5") as stage:
         usd = 0.0
-        for number, model in enumerate((RAW, FREE), 1):
+        for model in (RAW, FREE):
             before = hedged(stage.gateway)
             await warm(stage, model)
             stage.good.set_behaviour(Behaviour(tokens=2))
             answers = await one_in_five_is_slow(stage, model, 200)
             assert {answered.status for answered in answers} == {200}
-            await asyncio.to_thread(stage.gateway.logged, "exchange", count=number * (2 * WARM_UP + 200))
-            async with asyncio.timeout(10.0):  # edges tell control each second
-                while counted(figures := await asyncio.to_thread(hedges, stage.gateway)) != hedged(stage.gateway):
-                    await asyncio.sleep(0.05)
+            figures = await settled(stage)
             begun = hedged(stage.gateway) - before
             assert 0 < begun < 30
             if model == FREE:
@@ -412,12 +419,20 @@ async def test_no_more_is_spent_than_the_budget_has(tmp_path: Path) -> None:
                 assert 0 < usd <= SHARE * charged
 
 
-async def test_without_a_budget_nobody_is_asked_beside(tmp_path: Path) -> None:
-    async with opened(tmp_path) as stage:
+NO_SECOND: dict[str, dict[str, Any]] = {
+    "off": {},
+    "attempts used up": {"hedge_percent": "100", "attempts_max": 1},
+    "retries used up": {"hedge_percent": "100", "retry_budget_share": 0, "retry_budget_per_s": 0},
+}
+
+
+@pytest.mark.parametrize("why", NO_SECOND)
+async def test_without_a_budget_nobody_is_asked_beside(tmp_path: Path, why: str) -> None:
+    async with opened(tmp_path, **NO_SECOND[why]) as stage:
         await warm(stage, SIM)
         asked = len(stage.good.books.entries)
         with behaving(stage.first, Behaviour(ttft_ms=500, tokens=200)):
-            for answered in await asyncio.gather(*(stage.ask(SIM, stream=stream) for stream in (False, True) * 3)):
+            for answered in await asyncio.gather(*(stage.ask(SIM, stream=stream, max_tokens=200) for stream in (False, True) * 3)):
                 assert outcomes(stage, answered) == [("first", "ok")]
         assert len(stage.good.books.entries) == asked
-        assert "gateway_hedges_total{" not in stage.gateway.metrics()
+        assert not counted(await settled(stage))

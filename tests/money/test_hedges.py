@@ -59,6 +59,7 @@ async def test_hedges_are_charged_once_by_the_winners_price_and_the_books_agree_
     account = await shop.new_account("hedged@example.com", "900")
     answers = await warmed_up(shop, account)
     shop.cheap.set_behaviour(SLOW)
+    slow_from = shop.cheap.books.entries[-1].sequence
     answers += await asyncio.gather(*(asked(shop, account, stream=stream) for stream in (False, True) * (HEDGED // 2)))
     told = {answered.headers["X-Generation-Id"]: cost_told(answered) for answered in answers}
     for generation_id in told:
@@ -76,10 +77,11 @@ async def test_hedges_are_charged_once_by_the_winners_price_and_the_books_agree_
         assert cost == record.charged_nanos == priced(MODELS[MODEL][record.provider], counts)
         total += cost
         outrun += shows_both(record)
-    assert outrun >= HEDGED // 2
-    left = [entry for slug in books for entry in books[slug].values()]
-    assert len(left) == outrun and {entry.finished for entry in left} == {None}
-    assert all(entry.cancelled is not None and entry.completion_tokens == 0 for entry in left)
+    # Nobody but who was outrun; while all are quick, some of those are so early that the provider never hears of the request.
+    assert sum(len(left) for left in books.values()) <= outrun
+    slow = [entry for entry in books["cheap"].values() if entry.sequence > slow_from]
+    assert HEDGED // 2 <= len(slow) <= HEDGED
+    assert all(entry.cancelled is not None and entry.finished is None and entry.completion_tokens == 0 for entry in slow)
     assert nanos((await shop.get("credits", account))["total_usage"]) == total
     report = await shop.verify()
     assert (report["ok"], report["difference_nanos"], report["generations"]) == (True, 0, len(told))
