@@ -47,8 +47,9 @@ class Hedging:
 
 
 def hedging_of(percent: str, telemetry: Telemetry) -> Hedging | None:
-    """None where nothing may be spent."""
-    return Hedging(percent, telemetry) if parse_usd(percent) else None
+    """None where nothing may be spent; the figures are there all the same."""
+    hedging = Hedging(percent, telemetry)
+    return hedging if parse_usd(percent) else None
 
 
 class _Race(NamedTuple):
@@ -267,4 +268,7 @@ def names_an_order(envelope: Envelope, router: Router[Choice]) -> bool:
     wishes = routed(read_wishes(envelope.provider) if envelope.provider is not None else NO_WISHES, envelope.route)
     if wishes.order or wishes.sort is not None or wishes.allow_fallbacks is False:
         return True
-    return router.resolve(envelope.model).sort is not None
+    try:
+        return router.resolve(envelope.model).sort is not None
+    except GatewayError:  # a catalog has come meanwhile that has no such model
+        return True

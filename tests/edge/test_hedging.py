@@ -1,12 +1,9 @@
-"""A second call beside a slow one: the caller has the quicker answer, the slower call ends at once, and an operator's budget holds."""
+"""A second call beside a slow one: the caller has the quicker answer, the slower call ends at once, and nobody hears of it."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import re
-from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,135 +11,30 @@ import pytest_asyncio
 
 from bench.answers import text_of
 from bench.behaviour import Behaviour
-from bench.books import Entry
-from tests.conftest import RunningGateway
-from tests.edge.stage import GOOD, HELLO, ROLE, SSE_HEAD, Answered, RawCall, Stage, behaving, chunk, completion, event, plain, staged
+from tests.edge.hedges import (
+    GONE_S,
+    HURRIED,
+    MIXED,
+    MODELS,
+    RAW,
+    SIM,
+    SLOW,
+    USUAL,
+    asked_beside,
+    grown,
+    healthy,
+    last,
+    opened,
+    outcomes,
+    settled,
+    usual_answer,
+    warm,
+)
+from tests.edge.stage import HELLO, SSE_HEAD, RawCall, Stage, behaving, chunk, event
 from tests.edge.test_hang_ups import leave
 from tests.timing import again_if_untimely, in_time
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-USUAL_S, SLOW_S, TOTAL_S = 0.03, 8.0, 3.0
-USUAL = Behaviour(ttft_ms=USUAL_S * 1000, tokens=200)
-SLOW = Behaviour(ttft_ms=SLOW_S * 1000, tokens=200)
-HURRIED = 0.3 * SLOW_S  # nobody who waits for the slow one is there so soon
-GONE_S = 0.5
-WARM_UP = 60  # requests: of 20 the slowest twentieth is somebody
-
-SIM, RAW, MIXED, FREE = "acme/sim", "acme/raw-first", "acme/mixed", "acme/free-two"
-MODELS = {SIM: ("first", "good"), RAW: ("raw", "good"), MIXED: ("first", "raw"), FREE: ("raw", "good")}
-PLAIN, DEAR, NOTHING = (
-    f'{{ prompt = "{prompt}", completion = "{made}" }}' for prompt, made in (("0.000001", "0.000002"), ("0.000001", "0.0001"), ("0", "0"))
-)
-CHEAPEST_FIRST = {"price_weight": 1000, "latency_weight": 0, "throughput_weight": 0, "exploration_share": 0}
-
-
-def repriced(catalog: str) -> str:
-    """The second endpoint of each model is twenty times as dear, so that it comes second; those of `FREE` cost nothing."""
-    for model in MODELS:
-        before, name, after = catalog.partition(f'upstream_model = "{model.partition("/")[2]}"')
-        first, again, second = after.partition(name)
-        if model == FREE:
-            first, second = first.replace(PLAIN, NOTHING, 1), second.replace(PLAIN, NOTHING, 1)
-        catalog = before + name + first + again + second.replace(PLAIN, DEAR, 1)
-    return catalog
-
-
-def usual_answer(call: RawCall) -> bytes:
-    """What a healthy provider would say."""
-    if b'"stream":true' not in call.body.replace(b" ", b""):
-        return plain(completion("word " * 160))
-    said = event(ROLE) + event({"content": "fine"}) + event({}, finish="stop")
-    return SSE_HEAD + chunk(said + b"data: [DONE]\n\n") + b"0\r\n\r\n"
-
-
-@contextlib.asynccontextmanager
-async def opened(folder: Path, **routing: object) -> AsyncIterator[Stage]:
-    """A stage whose callers wish for no order."""
-    settings = {
-        "routing": {**CHEAPEST_FIRST, **routing},
-        "timeouts": {"total_s": TOTAL_S},
-        "limits": {"free_requests_per_minute": 0, "free_requests_per_day": 0, "free_requests_per_day_credited": 0},
-    }
-    async with staged(folder, settings=settings, catalog=repriced, models=MODELS) as running:
-        running.models = {}
-        yield running
-
-
-async def healthy(call: RawCall) -> None:
-    call.keep = True
-    await asyncio.sleep(USUAL_S)
-    await call.write(usual_answer(call))
-
-
-async def warm(stage: Stage, *models: str, requests: int = WARM_UP) -> None:
-    """Lets the first endpoints of these models be known for their usual speed."""
-    stage.raw.script = healthy
-    for provider in (stage.first, stage.good):
-        provider.set_behaviour(USUAL)
-
-    async def one_by_one(model: str, stream: bool) -> None:
-        for _ in range(requests):
-            assert (await stage.ask(model, stream=stream, max_tokens=200)).status == 200
-
-    await asyncio.gather(*(one_by_one(model, stream) for model in models for stream in (False, True)))
-
-
-def hedges(gateway: RunningGateway) -> dict[str, float]:
-    """The figures of now: begun second calls by outcome, and `usd`."""
-    text = gateway.metrics()
-    found = dict.fromkeys(("won", "lost", "failed"), 0.0)
-    found |= {name: float(value) for name, value in re.findall(r'gateway_hedges_total\{outcome="(\w+)"\} (\S+)', text)}
-    return found | {"usd": sum(map(float, re.findall(r"^gateway_hedge_spend_usd_total (\S+)", text, re.MULTILINE)))}
-
-
-def counted(figures: Mapping[str, float]) -> float:
-    """All second calls that have ended."""
-    return sum(value for name, value in figures.items() if name != "usd")
-
-
-def hedged(gateway: RunningGateway) -> int:
-    """Requests with a second call, by the log: here nobody else has two."""
-    return sum(line.get("event") == "exchange" and len(line["attempts"]) > 1 for line in gateway.log)
-
-
-async def settled(stage: Stage) -> dict[str, float]:
-    """The figures once everything so far is in them: edges tell control each second."""
-    answered = await stage.ask(GOOD)
-    await asyncio.to_thread(stage.exchange, answered.headers["X-Generation-Id"])  # log lines are in order
-    async with asyncio.timeout(10.0):
-        while counted(figures := await asyncio.to_thread(hedges, stage.gateway)) != hedged(stage.gateway):
-            await asyncio.sleep(0.05)
-    return figures
-
-
-async def grown(stage: Stage, before: Mapping[str, float], outcome: str) -> dict[str, float]:
-    """By how much each figure has grown, once this outcome was counted: edges tell control each second."""
-    async with asyncio.timeout(10.0):
-        while (now := await asyncio.to_thread(hedges, stage.gateway))[outcome] == before[outcome]:
-            await asyncio.sleep(0.05)
-    return {name: value - before[name] for name, value in now.items()}
-
-
-def outcomes(stage: Stage, answered: Answered) -> list[tuple[str, str]]:
-    """Provider and outcome of each attempt, in order, by the log."""
-    line = stage.exchange(answered.headers["X-Generation-Id"])
-    return [(endpoint.partition("@")[2], outcome) for endpoint, outcome, _ in line["attempts"]]
-
-
-def last(entries: Any) -> Entry:
-    entry: Entry = entries[-1]
-    return entry
-
-
-@contextlib.asynccontextmanager
-async def asked_beside(stage: Stage, model: str, **more: Any) -> AsyncIterator[asyncio.Task[Answered]]:
-    """A request for which `good` has been asked as well, and which is answered when the block has done its part."""
-    asked = len(stage.good.books.entries)
-    answer = asyncio.create_task(stage.ask(model, max_tokens=200, **more))
-    await stage.good.wait_for(lambda books: len(books.entries) == asked + 1)
-    yield answer
-    await answer
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -367,72 +259,3 @@ async def test_a_caller_who_reads_slowly_holds_the_winner_back(stage: Stage) -> 
             await stage.raw.called(calls + 1)
             await asyncio.sleep(0.5)  # in which all of it would come, were it asked for: 30 MB
             assert stage.rss_bytes() - before < 12_000_000
-
-
-# The budget
-
-
-async def one_in_five_is_slow(stage: Stage, model: str, requests: int) -> list[Answered]:
-    number = 0
-
-    async def script(call: RawCall) -> None:
-        nonlocal number
-        number += 1
-        if number % 5 == 0:
-            await asyncio.sleep(0.4)
-        await healthy(call)
-
-    stage.raw.script = script
-    places = asyncio.Semaphore(10)
-
-    async def one() -> Answered:
-        async with places:
-            return await stage.ask(model, stream=True, messages=LONG, max_tokens=200)
-
-    return await asyncio.gather(*(one() for _ in range(requests)))
-
-
-LONG = [{"role": "user", "content": "word " * 800}]
-SHARE = 0.05
-
-
-async def test_no_more_is_spent_than_the_budget_has(tmp_path: Path) -> None:
-    """Of 200 requests one in five is slow; a twentieth of what all are charged pays for few of those. What is free counts by requests."""
-    async with opened(tmp_path, hedge_percent="5") as stage:
-        usd = 0.0
-        for model in (RAW, FREE):
-            before = hedged(stage.gateway)
-            await warm(stage, model)
-            stage.good.set_behaviour(Behaviour(tokens=2))
-            answers = await one_in_five_is_slow(stage, model, 200)
-            assert {answered.status for answered in answers} == {200}
-            figures = await settled(stage)
-            begun = hedged(stage.gateway) - before
-            assert 0 < begun < 30
-            if model == FREE:
-                assert begun <= SHARE * (2 * WARM_UP + 200)
-                assert figures["usd"] == usd
-            else:
-                usd = figures["usd"]
-                await asyncio.to_thread(stage.gateway.admin, "ledger", "verify")  # waits until all of it is in the ledger
-                charged = float(re.findall(r"^gateway_charged_usd_total (\S+)", stage.gateway.metrics(), re.MULTILINE)[0])
-                assert 0 < usd <= SHARE * charged
-
-
-NO_SECOND: dict[str, dict[str, Any]] = {
-    "off": {},
-    "attempts used up": {"hedge_percent": "100", "attempts_max": 1},
-    "retries used up": {"hedge_percent": "100", "retry_budget_share": 0, "retry_budget_per_s": 0},
-}
-
-
-@pytest.mark.parametrize("why", NO_SECOND)
-async def test_without_a_budget_nobody_is_asked_beside(tmp_path: Path, why: str) -> None:
-    async with opened(tmp_path, **NO_SECOND[why]) as stage:
-        await warm(stage, SIM)
-        asked = len(stage.good.books.entries)
-        with behaving(stage.first, Behaviour(ttft_ms=500, tokens=200)):
-            for answered in await asyncio.gather(*(stage.ask(SIM, stream=stream, max_tokens=200) for stream in (False, True) * 3)):
-                assert outcomes(stage, answered) == [("first", "ok")]
-        assert len(stage.good.books.entries) == asked
-        assert not counted(await settled(stage))
