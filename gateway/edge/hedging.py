@@ -93,7 +93,7 @@ class HedgedExchange(InferenceExchange):
             after_s = live.hedge_after_s(now, prompt_tokens=self._prompt_tokens())
         else:
             self._is_timed = True
-            after_s = live.answer_times.p95_s(now)
+            after_s = live.answer_times.slow_s(now)
         if after_s:
             self.hedge_at = at = now + after_s
             if at < self.total_at and at < self.keepalive_at and not 0 < attempt.phase_at < at:

@@ -17,6 +17,7 @@ FIRST_TOKEN_S_REASONING = 120.0  # a model that thinks says nothing for long, an
 P99_TIMES = 2.0  # the slowest of a hundred is no outage; twice as slow may be one
 BACKOFF_S, BACKOFF_S_MAX = 0.05, 1.0
 HEDGE_S_MIN = 0.02  # below it, what was waited for may be this very process
+HEDGE_TIMES = 1.5  # the median: where all take nearly the same time, one in twenty is late and none is slow
 HEDGES_SAVED = 10  # that a quiet time may save up for
 
 
@@ -107,11 +108,16 @@ def first_token_limit_s(first_s: Percentiles | None, mean_prompt_tokens: float, 
 
 
 def hedge_after_s(first_s: Percentiles | None, mean_prompt_tokens: float, *, prompt_tokens: int) -> float:
-    """Seconds after which a silent stream is slow for its endpoint: the p95, longer for a long prompt as above. 0.0: nobody knows.
+    """Seconds after which a silent stream is slow for its endpoint, longer for a long prompt as above. 0.0: nobody knows.
 
-    Two thirds of the way from p99 to p90 on a scale of logarithms is the p95, within 3 % where times are log-normal or exponential.
+    That is the p95, if it is far enough from the median. Two thirds of the way from p99 to p90 on a scale of logarithms is the p95, within 3 % where times are log-normal or exponential.
     """
     if first_s is None:
         return 0.0
     scale = max(1.0, prompt_tokens / mean_prompt_tokens) if mean_prompt_tokens > 0 else 1.0
-    return max(HEDGE_S_MIN, float((first_s.p90 * first_s.p90 * first_s.p99) ** (1 / 3)) * scale)
+    return slow_s(first_s.p50, float((first_s.p90 * first_s.p90 * first_s.p99) ** (1 / 3))) * scale
+
+
+def slow_s(p50_s: float, p95_s: float) -> float:
+    """When one is slow that has such company."""
+    return max(HEDGE_S_MIN, p95_s, HEDGE_TIMES * p50_s)

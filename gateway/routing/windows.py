@@ -9,13 +9,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 
+from gateway.routing.budget import slow_s
 from gateway.routing.figures import NOTHING, SHARES, WINDOWS_S, Counts, Figures, Percentiles, Tally, percentiles_of
 from gateway.routing.sketch import Sketch, bucket, merge, quantiles, remove
 
 SLOTS = 10  # a sketch's window moves by a tenth of its length
 ANSWERS_MIN = 20  # of fewer the slowest twentieth is nobody
 ANSWERS_NOTED_MAX = 1000
-P95_S, P95_S_UNKNOWN = 5.0, 0.5  # how long one is good for
+SLOW_S, SLOW_S_UNKNOWN = 5.0, 0.5  # seconds until it is worked out anew
 
 
 class CountHistory:
@@ -78,10 +79,10 @@ class SketchWindow:
         self._forget(now_s)
         return percentiles_of(quantiles(self._sum, SHARES))
 
-    def quantile(self, share: float, now_s: float, *, of_at_least: int) -> float:
-        """0.0: there are fewer values than that."""
+    def quantiles(self, shares: tuple[float, ...], now_s: float, *, of_at_least: int) -> tuple[float, ...]:
+        """Empty where there are fewer values than that."""
         self._forget(now_s)
-        return quantiles(self._sum, (share,))[0] if sum(self._sum.values()) >= of_at_least else 0.0
+        return quantiles(self._sum, shares) if sum(self._sum.values()) >= of_at_least else ()
 
     def _forget(self, now_s: float) -> int:
         slot = int(now_s // self._slot_s)
@@ -115,12 +116,12 @@ class EndpointWindows:
 class AnswerTimes:
     """How long an endpoint's whole answers took over 5 minutes, as one edge saw it, in seconds from the asking."""
 
-    __slots__ = ("_noted", "_p95_s", "_took_s", "_until_s")
+    __slots__ = ("_noted", "_slow_s", "_took_s", "_until_s")
 
     def __init__(self) -> None:
         self._noted: list[float] = []
         self._took_s = SketchWindow(WINDOWS_S[-1])
-        self._p95_s = 0.0
+        self._slow_s = 0.0
         self._until_s = float("-inf")
 
     def add(self, took_s: float, now_s: float) -> None:
@@ -128,13 +129,14 @@ class AnswerTimes:
         if len(self._noted) >= ANSWERS_NOTED_MAX:
             self._count(now_s)
 
-    def p95_s(self, now_s: float) -> float:
-        """0.0: too few are known. Worked out every few seconds."""
+    def slow_s(self, now_s: float) -> float:
+        """Seconds after which one is slow: the p95, if it is far enough from the median. 0.0: too few are known."""
         if now_s >= self._until_s:
             self._count(now_s)
-            self._p95_s = self._took_s.quantile(0.95, now_s, of_at_least=ANSWERS_MIN)
-            self._until_s = now_s + (P95_S if self._p95_s else P95_S_UNKNOWN)
-        return self._p95_s
+            usual = self._took_s.quantiles((0.5, 0.95), now_s, of_at_least=ANSWERS_MIN)
+            self._slow_s = slow_s(*usual) if usual else 0.0
+            self._until_s = now_s + (SLOW_S if usual else SLOW_S_UNKNOWN)
+        return self._slow_s
 
     def _count(self, now_s: float) -> None:
         counted: Sketch = {}

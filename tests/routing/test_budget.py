@@ -128,7 +128,7 @@ def test_what_cheap_requests_may_save_takes_nothing_from_what_a_dear_one_has_sav
     ("percentiles", "mean_tokens", "prompt_tokens", "after_s"),
     [
         (None, 0.0, 100, 0.0),  # unknown
-        (Percentiles(1.0, 1.0, 1.0, 1.0), 100.0, 100, 1.0),
+        (Percentiles(1.0, 1.0, 1.0, 1.0), 100.0, 100, 1.5),  # where all take the same time
         (Percentiles(0.1, 0.5, 1.0, 8.0), 100.0, 100, 2.0),
         (Percentiles(0.1, 0.5, 1.0, 8.0), 100.0, 10, 2.0),  # a short prompt gets no less
         (Percentiles(0.1, 0.5, 1.0, 8.0), 100.0, 300, 6.0),  # a long one in proportion
