@@ -110,7 +110,8 @@ def first_token_limit_s(first_s: Percentiles | None, mean_prompt_tokens: float, 
 def hedge_after_s(first_s: Percentiles | None, mean_prompt_tokens: float, *, prompt_tokens: int) -> float:
     """Seconds after which a silent stream is slow for its endpoint, longer for a long prompt as above. 0.0: nobody knows.
 
-    That is the p95, if it is far enough from the median. Two thirds of the way from p99 to p90 on a scale of logarithms is the p95, within 3 % where times are log-normal or exponential.
+    That is the p95, if it is far enough from the median. Two thirds of the way from p99 to p90 on a scale of logarithms is the
+    p95, within 3 % where times are log-normal or exponential.
     """
     if first_s is None:
         return 0.0
