@@ -112,6 +112,7 @@ class Routing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     attempts_max: Annotated[int, Meta(ge=1, le=100)] = 6
     retry_budget_share: Share = 0.2
     retry_budget_per_s: Annotated[float, Meta(ge=0, le=10**6)] = 10.0
+    hedge_percent: Decimals = "0"
     prometheus_url: str = ""
 
 
@@ -361,7 +362,7 @@ def _place_faults(settings: Settings) -> Iterator[tuple[str, str]]:
 
 def _money_faults(settings: Settings) -> Iterator[tuple[str, str]]:
     """Texts that end in _usd or _percent are decimal, at least 0."""
-    for name, part in (("limits", settings.limits), ("billing", settings.billing)):
+    for name, part in (("routing", settings.routing), ("limits", settings.limits), ("billing", settings.billing)):
         for key, value in msgspec.structs.asdict(part).items():
             if not isinstance(value, str):
                 continue  # a count, such as requests_per_minute_per_usd

@@ -118,6 +118,8 @@ exploration_share = 0.9
         ('[billing]\nlogging_discount_percent = "1.00001"', "billing.logging_discount_percent"),
         ("[content]\nexchange_bytes_max = 2097153", "content.exchange_bytes_max"),
         ("[routing]\nbreaker_open_s = 90", "routing.breaker_open_s_max"),
+        ('[routing]\nhedge_percent = "101"', "routing.hedge_percent"),
+        ('[routing]\nhedge_percent = "some"', "routing.hedge_percent"),
     ],
 )
 def test_a_bad_value_is_refused_by_key(tmp_path: Path, text: str, key: str) -> None:

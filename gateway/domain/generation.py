@@ -15,6 +15,8 @@ Named = TypeVar("Named")
 _ID_CHARS = 20
 _REFILL_IDS = 256
 
+HEDGE_LOST = "hedge_lost"  # the outcome of an attempt that was cancelled because another one had its first content sooner
+
 
 class GenerationIds:
     """Gives `gen-<unix seconds>-<20 alphanumerics>`: opaque to callers, 80 bits that nobody can guess.
@@ -38,9 +40,9 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, 
 
     endpoint_id: str
     provider: str  # slug
-    outcome: str  # "ok" or an error's code
+    outcome: str  # "ok", an error's code, or HEDGE_LOST
     status: int | None = None  # the provider's own
-    latency_ms: int | None = None  # to the first content, or to the failure
+    latency_ms: int | None = None  # to the first content, or until it was outrun
     usage: Usage | None = None  # these two where several attempts made parts of one answer: its own part
     charged_nanos: int = 0
 

@@ -33,6 +33,8 @@ METRICS: dict[str, Metric] = {
         Metric("gateway_requests_total", "counter", "Caller requests answered, by route and status code.", ("route", "code")),
         Metric("gateway_refusals_total", "counter", "Requests that ended in an error, by error code.", ("code",)),
         Metric("gateway_attempts_total", "counter", "Calls to endpoints, by outcome.", ("provider", "model", "outcome")),
+        Metric("gateway_hedges_total", "counter", "Second calls begun beside slow ones, by what became of them.", ("outcome",)),
+        Metric("gateway_hedge_spend_usd_total", "counter", "Estimated cost of calls that were outrun, in USD: nobody is charged for it."),
         Metric("gateway_inflight_requests", "gauge", "Caller requests being served now."),
         Metric("gateway_inflight_attempts", "gauge", "Calls to a provider under way now.", ("provider",)),
         Metric(

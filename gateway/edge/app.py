@@ -12,6 +12,7 @@ from pathlib import Path
 from gateway.domain.catalog import Catalog
 from gateway.edge.admission import Admission
 from gateway.edge.content import Contents
+from gateway.edge.hedging import hedging_of
 from gateway.edge.journal import Journal
 from gateway.edge.parts import Parts
 from gateway.edge.providers import Providers
@@ -87,6 +88,7 @@ class Edge:
             ),
             control=self._control,
             log=log,
+            hedging=hedging_of(routing.hedge_percent, self._telemetry),
         )
         self._running = self._make_running()
         self._pulse = self._make_pulse()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from multidict import CIMultiDictProxy
 
 from gateway.domain.errors import CallerFault, EdgeLost, FirstByteTimeout, GatewayError, Overloaded, Throttled, UpstreamGarbage
-from gateway.domain.generation import AttemptRecord
+from gateway.domain.generation import HEDGE_LOST, AttemptRecord
 from gateway.domain.usage import Usage
 from gateway.edge.providers import Upstream
 from gateway.edge.snapshots import Choice
@@ -33,9 +33,10 @@ class Attempt(CallListener):
     streams = False
     ended = False
     was_sent = True  # False: the provider never had to do with it
-    outcome = ""  # the metric label: "ok" or an error's code
+    outcome = ""  # the metric label: "ok", an error's code or HEDGE_LOST
     phase_at = 0.0
     first_content_at = 0.0
+    waited_ms: int | None = None  # of one that was outrun
     provider_status: int | None = None
     usage: bytes | None = None  # the provider's usage object
     upstream_id = ""
@@ -81,7 +82,7 @@ class Attempt(CallListener):
             provider=endpoint.provider,
             outcome=self.outcome or EdgeLost.code,  # of a stream that runs: what its mark says if nothing follows
             status=self.provider_status,
-            latency_ms=int((self.first_content_at - self.started_at) * 1000) if self.first_content_at else None,
+            latency_ms=int((self.first_content_at - self.started_at) * 1000) if self.first_content_at else self.waited_ms,
         )
 
     def note(self) -> None:
@@ -121,6 +122,15 @@ class Attempt(CallListener):
         if self._call is not None:
             self._call.cancel()
             self._call = None
+
+    def outrun(self, prompt_tokens: int, tokens: int) -> None:
+        """Another attempt has the first content, or the whole answer, of `tokens`: stop the provider."""
+        now = self._exchange.parts.loop.time()
+        waited_s = now - self.started_at
+        self.waited_ms = int(waited_s * 1000)
+        self._end(HEDGE_LOST)
+        number, self._number = self._number, 0
+        self.choice.live.outrun(number, now, waited_s, prompt_tokens=prompt_tokens, tokens=tokens)
 
     def phase_expired(self) -> None:
         self._fail(FirstByteTimeout("Provider did not answer in time"))

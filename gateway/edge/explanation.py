@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gateway.domain.catalog import Model
-from gateway.domain.errors import GatewayError
+from gateway.domain.errors import CallerGone, GatewayError
+from gateway.domain.generation import HEDGE_LOST
 from gateway.edge.snapshots import Choice
 from gateway.routing.router import Explained, Router
 from gateway.wire.envelope import Envelope
@@ -146,4 +147,4 @@ def _classes(of: type[GatewayError]) -> Iterator[type[GatewayError]]:
         yield from _classes(kind)
 
 
-_STATUSES = {kind.code: kind.status for kind in _classes(GatewayError)}
+_STATUSES = {kind.code: kind.status for kind in _classes(GatewayError)} | {HEDGE_LOST: CallerGone.status}  # it was we who hung up

@@ -130,8 +130,8 @@ def _line(exchange: InferenceExchange, route: str, now: float) -> ExchangeLine:
         line.key, line.account = key.label, key.account_id
     if envelope is not None:
         line.stream = envelope.stream
-    if attempts:
-        last = attempts[-1]
+    last = exchange.attempt
+    if last is not None:
         line.endpoint = last.endpoint.id
         if last.first_content_at:
             line.ttft_ms = int((last.first_content_at - last.started_at) * 1000)

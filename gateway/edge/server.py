@@ -9,13 +9,15 @@ import asyncio
 import resource
 import socket
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from gateway.domain.errors import GatewayError, MethodNotAllowed, Overloaded
 from gateway.edge.caller import CallerConnection
 from gateway.edge.door import DRAIN_IDLE_S, Exchange
 from gateway.edge.exchange import InferenceExchange
 from gateway.edge.heads import RequestHead
+from gateway.edge.hedging import HedgedExchange, Hedging
 from gateway.edge.parts import Parts
 from gateway.edge.passage import Passage
 from gateway.edge.report import ROUTES
@@ -69,9 +71,12 @@ class _Immediate:
 class EdgeServer:
     """Owns the listening socket and all caller connections."""
 
-    def __init__(self, *, settings: Server, parts: Parts, control: Pool, log: Log) -> None:
+    def __init__(self, *, settings: Server, parts: Parts, control: Pool, log: Log, hedging: Hedging | None = None) -> None:
         self._settings = settings
         self._parts = parts
+        self._open_inference: Callable[[CallerConnection, RequestHead, Kind], InferenceExchange] = (
+            partial(InferenceExchange, parts) if hedging is None else partial(HedgedExchange, hedging, parts)
+        )
         self._control = control
         self._log = log
         self._callers: set[CallerConnection] = set()
@@ -154,7 +159,7 @@ class EdgeServer:
             origin = self._parts.site.caller(head.headers, caller.peer)
             return Passage(self._control, caller, head, origin, lambda status: self._parts.report.answered(CONTROL_ROUTE, status))
         if head.method == "POST":
-            return InferenceExchange(self._parts, caller, head, kind)
+            return self._open_inference(caller, head, kind)
         if head.method == "OPTIONS":
             self._parts.report.answered(ROUTES[kind], 204)
             return _Immediate(caller, 204, PREFLIGHT, None)

@@ -23,7 +23,7 @@ class Counts(NamedTuple):
     ok: int = 0
     failed: int = 0  # the provider's fault, but for 429
     throttled: int = 0  # 429
-    firsts: int = 0  # streams that had a first token,
+    firsts: int = 0  # streams that had a first token, or had waited for one when another endpoint outran them,
     first_us: int = 0  # and how long they took to it, in sum
     prompt_tokens: int = 0  # of those streams, in sum: what their first-token times belong to
     answers: int = 0  # answers whose tokens were counted,

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections import deque
 
 from gateway.routing.breaker import Breaker, BreakerRules
-from gateway.routing.budget import first_token_limit_s
+from gateway.routing.budget import first_token_limit_s, hedge_after_s
 from gateway.routing.figures import NOTHING, WINDOWS_S, Counts, Figures, Percentiles, Tally
 from gateway.routing.pace import Pace
 from gateway.routing.sketch import bucket
-from gateway.routing.windows import EndpointWindows
+from gateway.routing.windows import AnswerTimes, EndpointWindows
 
 MERGED_S_MAX = 5.0  # older than this, control is taken to be away
 OVERDUE_TIMES = 2.0  # a stream that waits so many times as long as usual for its first token is news before the token comes
 OVERDUE_S_COLD = 5.0  # the same where nothing is usual yet
 LOOKS_MAX = 64
 PERCENTILES_S = 5.0  # they move slowly, and sorting a histogram costs 20 us
+PERCENTILES_S_UNKNOWN = 0.5  # of an empty one it costs nothing
 SURPRISE_TIMES = 0.6  # a first token in so small a part of what was expected asks for another look
 PROBE_GAP_S, PROBE_GAP_S_FAILED, PROBE_GAP_S_MAX = 0.5, 2.0, 16.0
 LIMIT_SPAN_S, LIMIT_CALLS = 2.0, 5  # over which a rate that was accepted is taken
@@ -64,6 +65,7 @@ class Live:
         "_unsent",
         "_waiting",
         "_windows",
+        "answer_times",
         "breaker",
         "endpoint_id",
         "expected_s",
@@ -79,6 +81,7 @@ class Live:
         self.endpoint_id = endpoint_id
         self.breaker = Breaker(rules)
         self.pace = Pace()
+        self.answer_times = AnswerTimes()  # kept only where somebody asks for them
         self.inflight = 0
         self.introduced = False  # whether it ever had a share by its figures
         self.expected_s = 0.0  # to the first token, as last estimated; 0: unknown
@@ -192,6 +195,26 @@ class Live:
         self._end(attempt)
         self.breaker.told_nothing(attempt)
 
+    def outrun(self, attempt: int, now_s: float, waited_s: float, *, prompt_tokens: int = 0, tokens: int = 0) -> None:
+        """Cancelled after `waited_s`, because another endpoint was quicker: neither success nor failure.
+
+        That it was slow is counted as far as it showed: a stream's first token as one that came now, a whole answer as one
+        whose `tokens` (the other's) are made now. What had not waited longer than usual says nothing, least of all that it is quick.
+        """
+        self._roll(now_s)
+        usual = self.figures(now_s).windows[-1]
+        tally = None
+        if attempt in self._waiting:
+            if usual.firsts and waited_s * 1e6 * usual.firsts > usual.first_us:
+                tally = Tally(Counts(firsts=1, first_us=int(waited_s * 1e6), prompt_tokens=prompt_tokens), {bucket(waited_s): 1}, {})
+        elif tokens and waited_s * 1e6 * usual.tokens > usual.gen_us * tokens:
+            tally = Tally(Counts(answers=1, tokens=tokens, gen_us=int(waited_s * 1e6)), {}, {bucket(tokens / waited_s): 1})
+            self.answer_times.add(waited_s, now_s)
+        if tally is not None:
+            self._windows.add(tally, now_s)
+            self._unsent.add(tally)
+        self.told_nothing(attempt)
+
     # Asked each second, and whenever traffic is shared out anew.
 
     def figures(self, now_s: float) -> Figures:
@@ -227,6 +250,15 @@ class Live:
         counts = self._windows.counts.total
         usual = counts.prompt_tokens / counts.firsts if counts.firsts else 0.0
         return first_token_limit_s(self.percentiles(now_s)[0], usual, prompt_tokens=prompt_tokens, reasoning=reasoning)
+
+    def hedge_after_s(self, now_s: float, *, prompt_tokens: int) -> float:
+        """Seconds after which a stream is slow that has no content yet; 0.0: nobody knows."""
+        counts = self._windows.counts.total
+        usual = counts.prompt_tokens / counts.firsts if counts.firsts else 0.0
+        first_s = self.percentiles(now_s)[0]
+        if first_s is None:
+            self._percentiles_until_s = min(self._percentiles_until_s, now_s + PERCENTILES_S_UNKNOWN)
+        return hedge_after_s(first_s, usual, prompt_tokens=prompt_tokens)
 
     def report(self, seq: int, now_s: float) -> Tally | None:
         """What happened since the last report, for control; None: nothing."""

@@ -9,10 +9,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 
+from gateway.routing.budget import slow_s
 from gateway.routing.figures import NOTHING, SHARES, WINDOWS_S, Counts, Figures, Percentiles, Tally, percentiles_of
-from gateway.routing.sketch import Sketch, merge, quantiles, remove
+from gateway.routing.sketch import Sketch, bucket, merge, quantiles, remove
 
 SLOTS = 10  # a sketch's window moves by a tenth of its length
+ANSWERS_MIN = 20  # of fewer the slowest twentieth is nobody
+ANSWERS_NOTED_MAX = 1000
+SLOW_S, SLOW_S_UNKNOWN = 5.0, 0.5  # seconds until it is worked out anew
 
 
 class CountHistory:
@@ -75,6 +79,11 @@ class SketchWindow:
         self._forget(now_s)
         return percentiles_of(quantiles(self._sum, SHARES))
 
+    def quantiles(self, shares: tuple[float, ...], now_s: float, *, of_at_least: int) -> tuple[float, ...]:
+        """Empty where there are fewer values than that."""
+        self._forget(now_s)
+        return quantiles(self._sum, shares) if sum(self._sum.values()) >= of_at_least else ()
+
     def _forget(self, now_s: float) -> int:
         slot = int(now_s // self._slot_s)
         while self._slots and self._slots[0][0] <= slot - SLOTS:
@@ -102,3 +111,38 @@ class EndpointWindows:
     def figures(self, now_s: float, inflight: int = 0) -> Figures:
         """With percentiles: for those who push and show them."""
         return Figures(self.counts.windows(now_s), self.first_s.percentiles(now_s), self.rate.percentiles(now_s), inflight)
+
+
+class AnswerTimes:
+    """How long an endpoint's whole answers took over 5 minutes, as one edge saw it, in seconds from the asking."""
+
+    __slots__ = ("_noted", "_slow_s", "_took_s", "_until_s")
+
+    def __init__(self) -> None:
+        self._noted: list[float] = []
+        self._took_s = SketchWindow(WINDOWS_S[-1])
+        self._slow_s = 0.0
+        self._until_s = float("-inf")
+
+    def add(self, took_s: float, now_s: float) -> None:
+        self._noted.append(took_s)
+        if len(self._noted) >= ANSWERS_NOTED_MAX:
+            self._count(now_s)
+
+    def slow_s(self, now_s: float) -> float:
+        """Seconds after which one is slow: the p95, if it is far enough from the median. 0.0: too few are known."""
+        if now_s >= self._until_s:
+            self._count(now_s)
+            usual = self._took_s.quantiles((0.5, 0.95), now_s, of_at_least=ANSWERS_MIN)
+            self._slow_s = slow_s(*usual) if usual else 0.0
+            self._until_s = now_s + (SLOW_S if usual else SLOW_S_UNKNOWN)
+        return self._slow_s
+
+    def _count(self, now_s: float) -> None:
+        counted: Sketch = {}
+        for took_s in self._noted:
+            index = bucket(took_s)
+            counted[index] = counted.get(index, 0) + 1
+        self._noted.clear()
+        if counted:
+            self._took_s.add(counted, now_s)

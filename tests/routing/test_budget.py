@@ -1,14 +1,16 @@
-"""Retries cannot multiply load (UPS-04), yet a lone call finds its fallback; a first token has its time."""
+"""Retries cannot multiply load (UPS-04), yet a lone call finds its fallback; a first token has its time; hedges have their budget."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.routing.budget import RetryBudget, backoff_s, first_token_limit_s
+from gateway.routing.budget import HEDGE_S_MIN, HEDGES_SAVED, HedgeBudget, RetryBudget, backoff_s, first_token_limit_s, hedge_after_s
 from gateway.routing.figures import Percentiles
 
 
@@ -81,3 +83,67 @@ def test_the_first_token_limit_follows_the_endpoints_own_p99(
     percentiles: Percentiles | None, mean_tokens: float, prompt_tokens: int, reasoning: bool, limit_s: float
 ) -> None:
     assert first_token_limit_s(percentiles, mean_tokens, prompt_tokens=prompt_tokens, reasoning=reasoning) == limit_s
+
+
+# Hedges
+
+steps = st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9), st.floats(0, 1)), max_size=60)
+
+
+@given(st.decimals("0.000000001", "100", places=9), steps)
+def test_at_no_moment_more_is_spent_on_hedges_than_their_share_of_what_came_in(
+    percent: object, steps: list[tuple[int, int, float]]
+) -> None:
+    """Also while some are under way for which the most is taken, of which a part comes back."""
+    budget, earned, spent = HedgeBudget(str(percent)), 0, Fraction(0)
+    share = Fraction(str(percent)) / 100
+    for charged, most, used in steps:
+        budget.earn(charged, 10**12)
+        earned += charged
+        if budget.take(most):
+            assert spent + most <= share * earned
+            budget.give_back(most - int(most * used))
+            spent += int(most * used)
+    left = share * earned - spent
+    assert left >= 0
+    assert budget.take(int(left)) and not budget.take(1)  # nothing was lost to rounding
+
+
+def test_a_hedge_budget_begins_empty_and_saves_for_ten() -> None:
+    budget = HedgeBudget("50")
+    assert not budget.take(1)
+    for _ in range(1000):
+        budget.earn(1000, 700)
+    assert budget.take(HEDGES_SAVED * 700) and not budget.take(1)
+
+
+def test_what_cheap_requests_may_save_takes_nothing_from_what_a_dear_one_has_saved() -> None:
+    budget = HedgeBudget("100")
+    budget.earn(50_000, 10_000)
+    budget.earn(10, 10)
+    assert budget.take(50_000) and not budget.take(1)
+
+
+@pytest.mark.parametrize(
+    ("percentiles", "mean_tokens", "prompt_tokens", "after_s"),
+    [
+        (None, 0.0, 100, 0.0),  # unknown
+        (Percentiles(1.0, 1.0, 1.0, 1.0), 100.0, 100, 1.5),  # where all take the same time
+        (Percentiles(0.1, 0.5, 1.0, 8.0), 100.0, 100, 2.0),
+        (Percentiles(0.1, 0.5, 1.0, 8.0), 100.0, 10, 2.0),  # a short prompt gets no less
+        (Percentiles(0.1, 0.5, 1.0, 8.0), 100.0, 300, 6.0),  # a long one in proportion
+        (Percentiles(0.001, 0.001, 0.001, 0.001), 0.0, 100, HEDGE_S_MIN),
+    ],
+)
+def test_a_stream_is_slow_after_its_endpoints_p95(
+    percentiles: Percentiles | None, mean_tokens: float, prompt_tokens: int, after_s: float
+) -> None:
+    assert hedge_after_s(percentiles, mean_tokens, prompt_tokens=prompt_tokens) == pytest.approx(after_s)
+
+
+@pytest.mark.parametrize("draw", [lambda rng: rng.lognormvariate(-1, 0.8), lambda rng: rng.expovariate(3.0)])
+def test_the_p95_between_p90_and_p99_is_the_true_one_within_a_tenth(draw: Callable[[random.Random], float]) -> None:
+    rng = random.Random(3)
+    drawn = sorted(draw(rng) for _ in range(20_000))
+    percentiles = Percentiles(*(drawn[int(share * len(drawn))] for share in (0.5, 0.75, 0.9, 0.99)))
+    assert hedge_after_s(percentiles, 0.0, prompt_tokens=0) == pytest.approx(drawn[19_000], rel=0.1)
