@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway.edge.overruns import overrun
 from gateway.edge.settlement import Settlement
 from gateway.log import Log, exception_fields
 from gateway.wire.records import running_name
@@ -48,7 +49,7 @@ class Running:
         self._failing = False
 
     def sweep(self) -> None:
-        """Mark all streams that have sent something."""
+        """Mark all streams that have sent something, and end those whose providers know no end."""
         if not self._marking:
             self._marking = True
             self._mark(iter([each for each in self._streams() if each.is_streaming]), [])
@@ -66,7 +67,10 @@ class Running:
 
     def _mark_one(self, exchange: InferenceExchange, marks: list[bytes]) -> None:
         try:
-            marks.append(self._settlement.mark(exchange))
+            if (error := overrun(exchange)) is not None:
+                exchange.break_stream(error)
+            else:
+                marks.append(self._settlement.mark(exchange))
         except Exception as error:  # noqa: BLE001 - what is wrong with one must neither end the others' marks nor the sweep that asks for them
             self._log.error("stream_not_marked", generation=exchange.generation_id, **exception_fields(error))
 

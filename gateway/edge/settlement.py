@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.domain.errors import CallerGone, EdgeLost, GatewayError, StreamBroken
+from gateway.domain.errors import CallerGone, EdgeLost, GatewayError, Overrun, StreamBroken
 from gateway.domain.generation import Generation
 from gateway.domain.money import NANOS_PER_USD
 from gateway.domain.usage import Usage
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 
 _EDGE_LOST = EdgeLost()
+PAID_ENDS = (CallerGone, EdgeLost, Overrun)  # errors that end a stream whose provider did what it was paid for
 
 
 class Bill(msgspec.Struct, frozen=True):
@@ -177,7 +178,7 @@ class Settlement:
         assert exchange.envelope is not None
         usage = usage_of(exchange.envelope, attempt, was_cut=attempt.outcome != "ok")
         full = cost(attempt.endpoint.price, usage, exchange.created_s)
-        if error is not None and not isinstance(error, CallerGone | EdgeLost):
+        if error is not None and not isinstance(error, PAID_ENDS):
             free = not (self._charge_broken_streams and isinstance(error, StreamBroken))
         else:
             # Zero-completion insurance: nothing made and no word of an end, or an end that was an error.
@@ -191,7 +192,7 @@ class Settlement:
         continuation, attempt = exchange.continuation, exchange.attempt
         if continuation is None or not continuation.parts:
             return bill
-        is_broken = error is not None and not isinstance(error, CallerGone | EdgeLost)
+        is_broken = error is not None and not isinstance(error, PAID_ENDS)
         is_charged = not is_broken or (self._charge_broken_streams and isinstance(error, StreamBroken))
         return continuation.billed(bill, is_free=not is_charged or (attempt is not None and attempt.finish_reason == "error"))
 
