@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gateway.domain.catalog import Catalog
 from gateway.edge.admission import Admission
+from gateway.edge.bounds import Bounds
 from gateway.edge.journal import Journal
 from gateway.edge.parts import Parts
 from gateway.edge.providers import Providers
@@ -65,9 +66,7 @@ class Edge:
         self._control = Pool(
             Origin(unix_path=runtime.socket(PUBLIC)), resolver=Resolver(), tls=None, calls_max=settings.upstream.inflight_max
         )
-        self._settlement = Settlement(
-            journal=self._journal, report=self._report, charge_broken_streams=settings.billing.charge_broken_streams, log=log
-        )
+        self._settlement = Settlement(journal=self._journal, report=self._report, billing=settings.billing, log=log)
         self._server = EdgeServer(
             settings=settings.server,
             parts=Parts(
@@ -167,6 +166,7 @@ class Edge:
             slot=self._args.slot,
             incarnation=self._args.incarnation,
             settlement=self._settlement,
+            look_after=Bounds(self._admission).look_after,
             streams=self._server.exchanges,
             log=self._log,
         )

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from gateway.domain.money import format_usd
-from gateway.edge.overruns import EVENTS_PER_TOKEN, MORE_TOKENS
+from gateway.edge.bounds import EVENTS_PER_TOKEN, MORE_TOKENS
 from tests.conftest import eventually
 from tests.edge.stage import ROLE, SSE_HEAD, RawCall, chunk, event
 from tests.edge.test_hang_ups import leave
