@@ -1,5 +1,5 @@
 # `make` alone: check and test.
-.PHONY: all setup run test check fmt bench soak test-node clean
+.PHONY: all setup run test check fmt bench soak audit test-node clean
 # The system's own Python where it will do: distributions optimise theirs by profile, which one built by hand rarely is (12 % of all speed).
 PYTHON ?= $(shell /usr/bin/python3 -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo /usr/bin/python3 || echo python3)
 STAMP := .venv/.stamp
@@ -16,6 +16,10 @@ fmt: setup ; .venv/bin/ruff check --fix && .venv/bin/ruff format
 # Both in less than 20 minutes; nginx and haproxy only where they are installed.
 bench: setup ; .venv/bin/python -m bench.hotpath --open && .venv/bin/python -m bench.peers
 soak: setup ; .venv/bin/python -m pytest -m soak --timeout 3600
+# What we ship (var/audit: licences, SBOM), then known advisories of all that is locked; needs a network, and fails where the database has no answer.
+audit: setup
+	.venv/bin/python -m tests.shipped var/audit && cat var/audit/licences.txt
+	.venv/bin/pip-audit --strict --requirement requirements.lock --require-hashes --disable-pip --progress-spinner off
 test-node: setup ; .venv/bin/python -m pytest -m node
 clean: ; rm -rf .venv var/demo tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 

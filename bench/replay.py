@@ -43,7 +43,7 @@ from gateway.link.messages import Grant, KeyFound, Want
 from gateway.log import Log
 from gateway.routing.budget import RetryBudget
 from gateway.routing.router import Router
-from gateway.settings import Limits, Routing, Server, Timeouts, Upstream
+from gateway.settings import Billing, Limits, Routing, Server, Timeouts, Upstream
 
 USAGE = {"prompt_tokens": 225, "completion_tokens": 20, "total_tokens": 245}
 SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -118,7 +118,7 @@ class Replay:
         providers.update(CATALOG)
         router.replace(CATALOG, choices_of(CATALOG, router, lambda endpoint: True))
         report = ExchangeReport(telemetry, log)
-        self._settlement = Settlement(journal=self._journal, report=report, charge_broken_streams=False, log=log)
+        self._settlement = Settlement(journal=self._journal, report=report, billing=Billing(), log=log)
         parts = Parts(
             keys=Keys(cast(LinkClient, KnownKeys())),
             admission=admission,

@@ -18,6 +18,7 @@ FLOORS = {
     "settings": 0,
     "log": 0,
     "places": 0,
+    "requirements": 0,
     "wire": 1,
     "routing": 1,
     "ledger": 1,

@@ -100,6 +100,25 @@ pricing = { prompt = "0", completion = "0" }
     assert second.context_length == 131072
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "warned"),
+    [
+        ("", "", True),
+        ('prompt = "0.0000025", completion = "0.00001"', 'prompt = "0", completion = "0"', False),
+        ('provider = "north"\n', 'provider = "north"\ncontext_length = 4096\n', False),
+        ('provider = "north"\n', 'provider = "north"\nmax_completion_tokens = 4096\n', False),
+    ],
+)
+def test_a_model_need_not_say_how_long_its_answers_get_and_one_with_a_price_is_named(old: str, new: str, warned: bool) -> None:
+    text = GOOD.replace("context_length = 131072\n", "").replace("max_completion_tokens = 8192\n", "")
+    assert old in text
+    catalog, findings = compiled(text.replace(old, new, 1))
+    assert catalog is not None and not findings.errors
+    assert catalog.models["acme/sage-1"].context_length is None
+    named = [problem.key for problem in findings.problems if "bit by bit" in problem.message]
+    assert named == ["models[0].endpoints[0].max_completion_tokens"] * warned
+
+
 def test_canonical_slugs_resolve() -> None:
     catalog = accepted(GOOD.replace("created =", 'canonical_slug = "acme/sage-1-20260401"\ncreated ='))
     assert catalog.find("acme/sage-1-20260401") is catalog.models["acme/sage-1"]
@@ -140,7 +159,6 @@ def test_models_and_providers_may_be_in_different_files() -> None:
         ('"acme/sage-1"', '"acme/sage-1:floor"', "models[0].id", ":floor"),
         ('"acme/sage-1"', '"acme/sage-1:online"', "models[0].id", ":online"),
         ("131072", "0", "models[0].context_length", ">= 1"),
-        ("context_length = 131072", "", "models[0].context_length", "missing"),
         ('["max_tokens", "tools"]', '"tools"', "models[0].supported_parameters", "list"),
         ("max_completion_tokens = 8192", 'input_modalities = ["smell"]', "models[0].input_modalities[0]", "one of text"),
         (

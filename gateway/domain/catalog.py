@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+CONTEXT_MOST = 10_000_000  # tokens; the longest context that any model has, read 2026-11
+
 
 class DataPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a provider does with prompts. An absent policy is unconfirmed and treated as the worst."""
@@ -93,7 +95,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     tag: str  # provider slug, or slug/suffix
     upstream_model: str
     price: Price
-    context_length: int
+    context_length: int | None = None  # None: its provider does not say
     max_completion_tokens: int | None = None
     max_prompt_tokens: int | None = None
     region: str | None = None
@@ -102,6 +104,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     supports_implicit_caching: bool = False
     prefill: Prefill = ""
     timeouts: PhaseTimeouts = PhaseTimeouts()
+
+    @property
+    def room(self) -> int:
+        """The tokens that fit, prompt and answer together; where nobody says, more than fit in any model."""
+        return self.context_length or CONTEXT_MOST
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.id}>"
@@ -126,7 +133,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: tuple[Endpoint, ...]
     created: int = 0  # unix seconds
     description: str = ""
-    context_length: int
+    context_length: int | None = None
     max_completion_tokens: int | None = None
     input_modalities: tuple[str, ...] = ("text",)
     output_modalities: tuple[str, ...] = ("text",)

@@ -101,12 +101,12 @@ class EndpointTable(msgspec.Struct, frozen=True, kw_only=True):
 
 class ModelTable(msgspec.Struct, frozen=True, kw_only=True):
     id: ModelId
-    context_length: Tokens
     endpoints: Annotated[tuple[EndpointTable, ...], Meta(min_length=1)]
     name: Line | None = None
     canonical_slug: ModelId | None = None
     created: Annotated[int, Meta(ge=0, le=10**11)] | datetime.date = 0  # unix seconds, or a date at 00:00 UTC
     description: str = ""
+    context_length: Tokens | None = None  # None: not known
     max_completion_tokens: Tokens | None = None
     input_modalities: Annotated[tuple[Modality, ...], Meta(min_length=1)] = ("text",)
     output_modalities: Annotated[tuple[OutputModality, ...], Meta(min_length=1)] = ("text",)
@@ -268,6 +268,11 @@ def _endpoint(table: EndpointTable, model: ModelTable, place: Place, slugs: set[
     price = read_price(table.pricing, place.at("pricing"), findings) if table.pricing is not None else None
     if price is None or len(findings.errors) > before:
         return None
+    if not (table.context_length or model.context_length or table.max_completion_tokens or model.max_completion_tokens or price.is_zero):
+        findings.warn(
+            place.at("max_completion_tokens"),
+            "with no context_length either, nobody knows what a request costs at most: credit is held bit by bit as it runs",
+        )
     supported = model.supported_parameters if table.supported_parameters is None else table.supported_parameters
     fields = msgspec.structs.asdict(table) | {
         "id": f"{model.id}@{tag}",

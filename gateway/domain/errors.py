@@ -260,6 +260,15 @@ class StreamStalled(StreamBroken):
     error_type = "timeout"
 
 
+class Overrun(UpstreamFault):
+    """The provider went on past all that the request may make, and has paid for."""
+
+    status = 402
+    code = "overrun"
+    error_type = "payment_required"
+    retryable = False
+
+
 class DeadlineExceeded(UpstreamFault):
     """The whole exchange ran over `total_s`."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gateway.domain.catalog import Catalog
 from gateway.edge.admission import Admission
+from gateway.edge.bounds import Bounds
 from gateway.edge.content import Contents
 from gateway.edge.hedging import hedging_of
 from gateway.edge.journal import Journal
@@ -67,9 +68,7 @@ class Edge:
         self._control = Pool(
             Origin(unix_path=runtime.socket(PUBLIC)), resolver=Resolver(), tls=None, calls_max=settings.upstream.inflight_max
         )
-        self._settlement = Settlement(
-            journal=self._journal, report=self._report, charge_broken_streams=settings.billing.charge_broken_streams, log=log
-        )
+        self._settlement = Settlement(journal=self._journal, report=self._report, billing=settings.billing, log=log)
         self._server = EdgeServer(
             settings=settings.server,
             parts=Parts(
@@ -178,6 +177,7 @@ class Edge:
             slot=self._args.slot,
             incarnation=self._args.incarnation,
             settlement=self._settlement,
+            look_after=Bounds(self._admission).look_after,
             streams=self._server.exchanges,
             log=self._log,
         )

@@ -52,6 +52,15 @@ def worst_nanos(envelope: Envelope, choices: Sequence[Choice]) -> int:
 
 
 def completion_max(envelope: Envelope, choice: Choice) -> int:
-    """The most completion tokens this endpoint may make for this request."""
-    asked, ceiling = envelope.max_tokens, choice.completion_tokens_max
-    return ceiling if asked is None or asked > ceiling else asked
+    """The most completion tokens this endpoint may make for this request; where nobody knows, as many as are held for at first."""
+    asked = envelope.max_tokens
+    if asked is None:
+        return choice.completion_tokens_max
+    most = choice.completion_tokens_most
+    return most if asked > most else asked
+
+
+def completion_most(envelope: Envelope, choice: Choice) -> int:
+    """The same, where nobody knows: more than any endpoint makes."""
+    asked, most = envelope.max_tokens, choice.completion_tokens_most
+    return most if asked is None or asked > most else asked

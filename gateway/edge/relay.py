@@ -19,7 +19,7 @@ from gateway.edge.snapshots import Choice
 from gateway.wire.completion import normal_finish
 from gateway.wire.cutter import BYTE_ORDER_MARK, EventCutter, LineTooLong
 from gateway.wire.sse import Splicer
-from gateway.wire.usage import BYTES_PER_TOKEN
+from gateway.wire.usage import BYTES_PER_TOKEN, completion_told
 
 if TYPE_CHECKING:
     from gateway.edge.exchange import InferenceExchange
@@ -41,11 +41,19 @@ class StreamAttempt(Attempt):
         self._splicer = Splicer(exchange.generation_id, choice.model.id, upstream.provider.name, choice.shape)
         self._held: list[bytes] = []
         envelope = exchange.envelope
-        self._reasons = choice.model.reasoning is not None or (envelope is not None and envelope.reasoning)
+        self.reasons = choice.model.reasoning is not None or (envelope is not None and envelope.reasoning)
         self._idle_s = self._patience(choice.endpoint.timeouts.idle_s or exchange.parts.timeouts.idle_s)
 
     def made_tokens(self) -> int:
         return self._splicer.content_events
+
+    def told_tokens(self) -> int:
+        """What its provider says it has made so far, reasoning aside; 0: it does not say, or has ended its answer."""
+        return completion_told(self._splicer.usage) if self._splicer.finish_reason is None else 0
+
+    def has_made(self, tokens: int) -> None:
+        """That many at least, though its events are fewer."""
+        self._splicer.content_events = max(self._splicer.content_events, tokens)
 
     def start(self, body: bytes) -> None:
         self._limit_silence()
@@ -62,7 +70,7 @@ class StreamAttempt(Attempt):
         if (own := self.endpoint.timeouts.first_token_s) is not None:
             self._first_token_s = self._patience(own)
         elif setting == "adaptive":
-            limit_s = self.choice.live.first_token_limit_s(self.started_at, prompt_tokens=self._prompt_tokens(), reasoning=self._reasons)
+            limit_s = self.choice.live.first_token_limit_s(self.started_at, prompt_tokens=self._prompt_tokens(), reasoning=self.reasons)
             if exchange.has_alternatives:
                 self._first_token_s = self._silence_s = limit_s
             else:  # nobody would be quicker
@@ -95,7 +103,7 @@ class StreamAttempt(Attempt):
         return min(self._silence_s, self._patience(self.endpoint.timeouts.headers_s or self._exchange.parts.timeouts.headers_s))
 
     def _patience(self, seconds: float) -> float:
-        return max(seconds, REASONING_S_MIN) if self._reasons else seconds
+        return max(seconds, REASONING_S_MIN) if self.reasons else seconds
 
     def _on_ok_head(self, headers: CIMultiDictProxy[str]) -> None:
         if not self._error_status and not _is_stream(headers):

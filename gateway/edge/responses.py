@@ -17,6 +17,8 @@ CORS = (
     b"Access-Control-Allow-Origin: *\r\n"
     b"Access-Control-Expose-Headers: X-Generation-Id, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset\r\n"
 )
+# What callers and providers said is in JSON and event streams: no browser may take it for a page.
+EVERY = CORS + b"X-Content-Type-Options: nosniff\r\n"
 PREFLIGHT = (
     ("Access-Control-Allow-Methods", "GET, POST, PATCH, DELETE, OPTIONS"),
     (
@@ -37,7 +39,7 @@ def status_line(status: int) -> bytes:
 
 def answer_head(status: int, length: int, headers: Iterable[tuple[str, str]], content_type: str, *, close: bool) -> bytes:
     """The head of an answer of known length."""
-    head = status_line(status) + CORS
+    head = status_line(status) + EVERY
     if status != 204:
         head += b"Content-Type: %b\r\nContent-Length: %d\r\n" % (content_type.encode(), length)
     for name, value in headers:
@@ -49,7 +51,7 @@ def answer_head(status: int, length: int, headers: Iterable[tuple[str, str]], co
 def _begun(status: int, content_type: str) -> bytes:
     """How a stream's head begins; the few there are are made once."""
     kind = b"Content-Type: %b\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n" % content_type.encode()
-    return status_line(status) + CORS + kind
+    return status_line(status) + EVERY + kind
 
 
 def stream_head(status: int, headers: Iterable[tuple[str, str]], content_type: str | None, *, close: bool, chunked: bool) -> bytes:

@@ -26,7 +26,7 @@ SLICE = 200  # streams marked in one turn of the loop: ten thousand at once woul
 
 
 class Running:
-    """`sweep()` once a second. `streams` tells the exchanges that stream now."""
+    """`sweep()` once a second. `streams` tells the exchanges that stream now; `look_after` may end one."""
 
     def __init__(
         self,
@@ -35,11 +35,13 @@ class Running:
         slot: int,
         incarnation: str,
         settlement: Settlement,
+        look_after: Callable[[InferenceExchange], None],
         streams: Callable[[], Iterable[InferenceExchange]],
         log: Log,
     ) -> None:
         self._path = folder / running_name(slot, incarnation)
         self._settlement = settlement
+        self._look_after = look_after
         self._streams = streams
         self._log = log
         self._loop = asyncio.get_running_loop()
@@ -48,7 +50,7 @@ class Running:
         self._failing = False
 
     def sweep(self) -> None:
-        """Mark all streams that have sent something."""
+        """Mark all streams that have sent something, and look after each."""
         if not self._marking:
             self._marking = True
             self._mark(iter([each for each in self._streams() if each.is_streaming]), [])
@@ -67,6 +69,7 @@ class Running:
     def _mark_one(self, exchange: InferenceExchange, marks: list[bytes]) -> None:
         try:
             marks.append(self._settlement.mark(exchange))
+            self._look_after(exchange)
         except Exception as error:  # noqa: BLE001 - what is wrong with one must neither end the others' marks nor the sweep that asks for them
             self._log.error("stream_not_marked", generation=exchange.generation_id, **exception_fields(error))
 

@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.domain.errors import CallerGone, EdgeLost, GatewayError, StreamBroken
+from gateway.domain.errors import CallerGone, EdgeLost, GatewayError, InsufficientCredit, KeyLimitExceeded, Overrun, StreamBroken
 from gateway.domain.generation import Generation
-from gateway.domain.money import NANOS_PER_USD
+from gateway.domain.money import NANOS_PER_USD, parse_usd
 from gateway.domain.usage import Usage
 from gateway.edge.journal import Journal
 from gateway.edge.presented import TEXT_CHARS_MAX, said
-from gateway.edge.quotes import completion_max
+from gateway.edge.quotes import completion_most
 from gateway.edge.report import ExchangeReport
 from gateway.edge.selection import conversation_of
 from gateway.ledger.book import FreeHold, Hold
 from gateway.ledger.pricing import cost
 from gateway.log import Log, exception_fields
+from gateway.settings import Billing
 from gateway.wire import records
 from gateway.wire import usage as wire_usage
 from gateway.wire.envelope import Envelope
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 
 _EDGE_LOST = EdgeLost()
+# Errors that end a stream whose provider has made what it is paid for.
+PAID_ENDS = (CallerGone, EdgeLost, InsufficientCredit, KeyLimitExceeded, Overrun)
 
 
 class Bill(msgspec.Struct, frozen=True):
@@ -79,10 +82,11 @@ _USAGE = (
 class Settlement:
     """Bills, turns holds into charges, journals, reports, and lets last bytes leave."""
 
-    def __init__(self, *, journal: Journal, report: ExchangeReport, charge_broken_streams: bool, log: Log) -> None:
+    def __init__(self, *, journal: Journal, report: ExchangeReport, billing: Billing, log: Log) -> None:
         self._journal = journal
         self._report = report
-        self._charge_broken_streams = charge_broken_streams
+        self._charge_broken_streams = billing.charge_broken_streams
+        self._overshoot_nanos = parse_usd(billing.overshoot_usd)
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._ending: list[InferenceExchange] = []
@@ -121,6 +125,8 @@ class Settlement:
         bill = self._bill(exchange, exchange.attempt, exchange.error)
         if exchange.continuation is not None:
             bill = self._whole(exchange, bill, exchange.error)
+        if bill.nanos > hold.nanos:
+            bill = self._within(bill, hold, exchange.attempt)
         exchange.bill = bill
         generation = _record(exchange, hold, bill, exchange.error)
         record = records.encode(generation)
@@ -138,7 +144,15 @@ class Settlement:
         assert hold is not None and attempt is not None
         attempt.note()
         bill = self._whole(exchange, self._bill(exchange, attempt, _EDGE_LOST), _EDGE_LOST)
-        return records.encode(_record(exchange, hold, bill, _EDGE_LOST))
+        return records.encode(_record(exchange, hold, self._within(bill, hold, attempt), _EDGE_LOST))
+
+    def _within(self, bill: Bill, hold: Hold, attempt: Attempt | None) -> Bill:
+        """Where nobody knew the most that it can cost: no more than an account may owe."""
+        if attempt is None or not attempt.choice.is_open or bill.nanos <= (most := hold.most(self._overshoot_nanos)):
+            return bill
+        return msgspec.structs.replace(
+            bill, nanos=most, prompt_nanos=min(bill.prompt_nanos, most), unbilled_nanos=bill.unbilled_nanos + bill.nanos - most
+        )
 
     def _remember(self, exchange: InferenceExchange, attempt: Attempt, usage: Usage | None) -> None:
         """The conversation's prompt is in this endpoint's cache now: its next request is to find it."""
@@ -177,7 +191,7 @@ class Settlement:
         assert exchange.envelope is not None
         usage = usage_of(exchange.envelope, attempt, was_cut=attempt.outcome != "ok")
         full = cost(attempt.endpoint.price, usage, exchange.created_s, exchange.paid_millionths)
-        if error is not None and not isinstance(error, CallerGone | EdgeLost):
+        if error is not None and not isinstance(error, PAID_ENDS):
             free = not (self._charge_broken_streams and isinstance(error, StreamBroken))
         else:
             # Zero-completion insurance: nothing made and no word of an end, or an end that was an error.
@@ -191,24 +205,23 @@ class Settlement:
         continuation, attempt = exchange.continuation, exchange.attempt
         if continuation is None or not continuation.parts:
             return bill
-        is_broken = error is not None and not isinstance(error, CallerGone | EdgeLost)
+        is_broken = error is not None and not isinstance(error, PAID_ENDS)
         is_charged = not is_broken or (self._charge_broken_streams and isinstance(error, StreamBroken))
         return continuation.billed(bill, is_free=not is_charged or (attempt is not None and attempt.finish_reason == "error"))
 
 
 def usage_of(envelope: Envelope, attempt: Attempt, *, was_cut: bool) -> Usage:
     """What an attempt used for this request: the provider's count, or ours where it is missing or cannot be believed."""
-    # Twice the context: no tokenizer is that far off, a mistaken or hostile count is.
-    prompt_max, completion_most = 2 * attempt.endpoint.context_length, completion_max(envelope, attempt.choice)
-    told = wire_usage.read(attempt.usage, prompt_max, completion_most, images=envelope.images)
+    prompt_max, completion_max = attempt.choice.prompt_tokens_most, completion_most(envelope, attempt.choice)
+    told = wire_usage.read(attempt.usage, prompt_max, completion_max, images=envelope.images)
     if told is None:
         return wire_usage.estimate(
-            prompt_max, completion_most,
+            prompt_max, completion_max,
             prompt_text_bytes=envelope.prompt_text_bytes, completion_tokens=attempt.made_tokens(), images=envelope.images,
         )  # fmt: skip
     if was_cut:
         # Of an answer that was cut the last count may be an early one: what has come since was made all the same.
-        made = min(attempt.made_tokens(), completion_most)
+        made = min(attempt.made_tokens(), completion_max)
         if made > told.completion_tokens:
             return msgspec.structs.replace(told, completion_tokens=made, estimated=True)
     return told

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from gateway.domain.catalog import Catalog, Endpoint, Model
+from gateway.domain.catalog import CONTEXT_MOST, Catalog, Endpoint, Model
 from gateway.domain.keys import KeyRecord
 from gateway.ledger.pricing import Worst, worst
 from gateway.link.client import LinkClient
@@ -19,6 +19,7 @@ from gateway.wire.shape import Shape
 KEYS_MAX = 200_000
 UNKNOWN_MAX = 20_000
 SESSION_S = 60.0  # so that control knows which browsers are in use; a session that ended is pushed, so nobody relies on this
+FIRST_TOKENS = 4096  # of an answer whose longest nobody knows: credit is held for these, and for more as they are made
 UNKNOWN_S = 5.0  # a made-up key costs control one look-up per this long; a new key is pushed, so nobody waits for it
 
 
@@ -82,13 +83,20 @@ class Choice(msgspec.Struct, frozen=True):
     endpoint: Endpoint
     live: Live  # its state, as this edge knows it
     worst: Worst
-    completion_tokens_max: int  # that it makes of its own accord
+    completion_tokens_max: int  # that it makes of its own accord; where nobody knows, as many as credit is held for at first
+    completion_tokens_most: int  # that it makes for callers who ask for more: the same, where it is known
+    prompt_tokens_most: int  # that it may say to have read
     limit_name: str | None  # the only name of the token limit that it knows; None: both, or nobody said
     shape: Shape  # of its events
 
     @property
     def context_length(self) -> int:
-        return min(self.endpoint.context_length, self.endpoint.max_prompt_tokens or self.endpoint.context_length)
+        return min(self.endpoint.room, self.endpoint.max_prompt_tokens or self.endpoint.room)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody knows how much it makes of its own accord."""
+        return self.completion_tokens_max < self.completion_tokens_most
 
 
 def choices_of(catalog: Catalog, router: Router[Choice], in_service: Callable[[Endpoint], bool]) -> dict[str, list[Choice]]:
@@ -102,4 +110,14 @@ def choices_of(catalog: Catalog, router: Router[Choice], in_service: Callable[[E
 def _choice(model: Model, endpoint: Endpoint, live: Live) -> Choice:
     ceiling = endpoint.max_completion_tokens or model.max_completion_tokens or endpoint.context_length
     known = [name for name in ("max_tokens", "max_completion_tokens") if name in endpoint.supported_parameters]
-    return Choice(model, endpoint, live, worst(endpoint.price), ceiling, known[0] if len(known) == 1 else None, Shape())
+    return Choice(
+        model=model,
+        endpoint=endpoint,
+        live=live,
+        worst=worst(endpoint.price),
+        completion_tokens_max=ceiling or FIRST_TOKENS,
+        completion_tokens_most=ceiling or CONTEXT_MOST,
+        prompt_tokens_most=2 * endpoint.room,  # no tokenizer is that far off, a mistaken or hostile count is
+        limit_name=known[0] if len(known) == 1 else None,
+        shape=Shape(),
+    )

@@ -67,6 +67,10 @@ class Hold:
             lease.spent += nanos
             assert lease.held >= 0
 
+    def most(self, overshoot_nanos: int) -> int:
+        """What may be charged at most: the hold, what its leases have beside it, and so much more that a lease is owed."""
+        return self.nanos + max(0, min([lease.available for lease in self._leases]) + overshoot_nanos)
+
     def add(self, other: Hold) -> bool:
         """Make this hold the larger by another, which is resolved by that. False: it draws from elsewhere, and is released."""
         assert not self.resolved

@@ -77,8 +77,8 @@ def traits_of(model: Model, endpoint: Endpoint, provider: Provider) -> Traits:
         publishes=data is not None and data.publishes,
         distillable=model.distillable,
         quantization=endpoint.quantization or "unknown",
-        prompt_max=min(endpoint.context_length, endpoint.max_prompt_tokens or endpoint.context_length),
-        output_max=endpoint.max_completion_tokens or model.max_completion_tokens or endpoint.context_length,
+        prompt_max=min(endpoint.room, endpoint.max_prompt_tokens or endpoint.room),
+        output_max=endpoint.max_completion_tokens or model.max_completion_tokens or endpoint.room,
         caches=price.input_cache_read is not None and price.input_cache_read < price.prompt,
     )
 

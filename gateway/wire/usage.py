@@ -80,6 +80,18 @@ def read(reported: bytes | None, prompt_tokens_max: int, completion_tokens_max: 
     )
 
 
+def completion_told(reported: bytes | None) -> int:
+    """The completion tokens of a count, reasoning aside, however many they are; 0 where there is none to read."""
+    if reported is None:
+        return 0
+    try:
+        told = _decoder.decode(reported)
+    except (msgspec.DecodeError, RecursionError):
+        return 0
+    details = told.completion_tokens_details
+    return max(0, told.completion_tokens - ((details.reasoning_tokens or 0) if details is not None else 0))
+
+
 def estimate(prompt_tokens_max: int, completion_tokens_max: int, *, prompt_text_bytes: int, completion_tokens: int, images: int) -> Usage:
     """Our own count: four bytes of prompt text a token, rounded up; the caller counted the rest."""
     return Usage(

@@ -153,6 +153,19 @@ def test_what_an_answer_cost_beyond_its_hold_is_owed() -> None:
     assert short.value.missing_nanos == 30
 
 
+def test_what_may_be_charged_beyond_a_hold_is_what_its_leases_have_and_the_overshoot_once() -> None:
+    book = Book()
+    book.granted(BALANCE, 100, 0.0)
+    book.granted(LIMIT, 80, 0.0)
+    first, second = book.hold((BALANCE, LIMIT), 30, 0.0), book.hold((BALANCE,), 40, 0.0)
+    assert (first.most(5), second.most(5)) == (30 + 30 + 5, 40 + 30 + 5)
+    second.settle(second.most(5))
+    assert book.available(BALANCE) == -5
+    assert (first.most(5), first.most(0)) == (30, 30)  # its own is its own, and nobody overshoots twice
+    first.settle(30)
+    assert book.available(BALANCE) == -5
+
+
 def test_nothing_may_be_held_where_control_has_said_yes_to_nothing() -> None:
     book = Book()
     with pytest.raises(LeaseShort):

@@ -30,7 +30,7 @@ ROUTE = "/api/v1/chat/completions"
 PROVIDER_KEY = "canary-provider-key-5d1f9c2e7a"
 
 TO_PROVIDER = {"host", "user-agent", "accept", "accept-encoding", "content-type", "authorization", "content-length"}
-TO_CALLER = {"access-control-allow-origin", "access-control-expose-headers", "content-type", "x-generation-id"}
+TO_CALLER = {"access-control-allow-origin", "access-control-expose-headers", "content-type", "x-content-type-options", "x-generation-id"}
 TO_CALLER_WHOLE = TO_CALLER | {"content-length"}
 TO_CALLER_STREAM = TO_CALLER | {"transfer-encoding", "cache-control", "x-accel-buffering"}
 

@@ -184,7 +184,10 @@ GARBAGE: dict[str, bytes] = {
     "a stream of comments": SSE_HEAD + chunk(b": a\n\n" * 100) + b"0\r\n\r\n",
     "a stream of junk": SSE_HEAD + chunk(b"data: {\n\ndata: 1\n\nfoo\n\n\xff\n\n") + b"0\r\n\r\n",
 }
-OURS = {"access-control-allow-origin", "access-control-expose-headers", "content-type", "content-length", "x-generation-id"}
+OURS = {
+    "access-control-allow-origin", "access-control-expose-headers", "content-type", "content-length", "x-content-type-options",
+    "x-generation-id",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("stream", [False, True])

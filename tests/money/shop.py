@@ -52,11 +52,13 @@ MODELS: dict[str, dict[str, Mapping[str, Any]]] = {
     "acme/free": {"good": FREE},
     "acme/tiered": {"good": TIERED},
     "acme/raw": {"raw": PLAIN},
+    "acme/open": {"good": PLAIN},
     "acme/two": TWO,
     "acme/two-0": TWO,  # for what makes an endpoint rest
     "acme/two-1": TWO,
     "acme/broken": {"cheap": PLAIN, "raw": {"prompt": "0.000002", "completion": "0.000003"}},
 }
+OPEN = ("acme/open",)  # nobody knows how long their answers get
 
 
 def nanos(usd: object) -> int:
@@ -96,12 +98,12 @@ def render(urls: Mapping[str, str]) -> str:
         {
             "id": model,
             "name": model,
-            "context_length": CONTEXT,
+            **({} if model in OPEN else {"context_length": CONTEXT}),
             "endpoints": [
                 {
                     "provider": slug,
                     "upstream_model": model.partition("/")[2],
-                    "max_completion_tokens": 8192,
+                    **({} if model in OPEN else {"max_completion_tokens": 8192}),
                     "prefill": True,
                     "pricing": dict(pricing),
                 }

@@ -22,6 +22,7 @@ from gateway.edge.running import Running
 from gateway.edge.settlement import Settlement
 from gateway.ledger.book import Book
 from gateway.log import Log
+from gateway.settings import Billing
 from tests.conftest import eventually
 from tests.edge.stage import ROLE, SSE_HEAD, chunk, event, plain
 from tests.money.shop import PLAIN, Shop, nanos, opened, priced, sim
@@ -69,7 +70,7 @@ class Noted:
 
 
 def settlement(noted: Noted) -> Settlement:
-    return Settlement(journal=cast(Journal, noted), report=cast(ExchangeReport, noted), charge_broken_streams=False, log=Log("test", fd=-1))
+    return Settlement(journal=cast(Journal, noted), report=cast(ExchangeReport, noted), billing=Billing(), log=Log("test", fd=-1))
 
 
 class Broken:
@@ -112,7 +113,9 @@ async def test_a_stream_that_cannot_be_marked_ends_neither_the_sweep_nor_the_nex
         asked.append(len(streams))
         return cast(list[InferenceExchange], streams)
 
-    running = Running(tmp_path, slot=0, incarnation="a", settlement=settlement(Noted()), streams=told, log=Log("test", fd=-1))
+    running = Running(
+        tmp_path, slot=0, incarnation="a", settlement=settlement(Noted()), look_after=lambda _: None, streams=told, log=Log("test", fd=-1)
+    )
     for _ in range(2):
         running.sweep()
         for _ in range(5):

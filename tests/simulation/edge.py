@@ -113,6 +113,7 @@ class SimEdge:
             slot=slot,
             incarnation=self.incarnation,
             settlement=cast("Settlement", self),
+            look_after=lambda _: None,
             streams=lambda: cast("list[InferenceExchange]", list(self.exchanges.values())),
             log=world.machine.trace,
         )

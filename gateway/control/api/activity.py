@@ -32,7 +32,7 @@ CSV_COLUMNS = (
     "date", "model", "model_permaslug", "endpoint_id", "provider_name", "usage", "requests", "prompt_tokens", "completion_tokens",
     "reasoning_tokens", "cached_tokens",
 )  # fmt: skip
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take a cell for that begins so
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - what spreadsheets take a cell for that begins so, full-width signs being signs to some
 
 
 class ActivityQuery(msgspec.Struct, frozen=True, kw_only=True):

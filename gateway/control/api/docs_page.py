@@ -21,7 +21,7 @@ def docs_page(document: Document) -> str:
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>API</title><meta name="viewport" content="width=device-width">
-<link rel="stylesheet" href="/pages/plain.css"></head><body><main>
+<link rel="icon" href="/pages/icon.svg"><link rel="stylesheet" href="/pages/plain.css"></head><body><main>
 <h1>API</h1>
 <p>Keys go in <code>Authorization: Bearer sk-or-v1-...</code>. Errors are
 <code>{{"error": {{"code", "message", "metadata"}}}}</code> with the HTTP status as code.

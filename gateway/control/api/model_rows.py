@@ -88,7 +88,7 @@ def endpoint_row(model: Model, endpoint: Endpoint, provider: Provider, shown: Sh
         "model_name": model.name,
         "provider_name": provider.name,
         "tag": endpoint.tag,
-        "context_length": endpoint.context_length,
+        "context_length": endpoint.context_length or 0,  # strict clients want a number here, unlike in a model's row
         "max_completion_tokens": endpoint.max_completion_tokens,
         "max_prompt_tokens": endpoint.max_prompt_tokens,
         "quantization": endpoint.quantization,

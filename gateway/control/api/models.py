@@ -211,7 +211,7 @@ def _within(listed: _Listed, rules: AccountRules, providers: Mapping[str, Provid
 _ORDERS: dict[str, Callable[[_Listed], int]] = {
     "pricing-low-to-high": lambda listed: listed.prompt + listed.completion,
     "pricing-high-to-low": lambda listed: -(listed.prompt + listed.completion),
-    "context-high-to-low": lambda listed: -listed.model.context_length,
+    "context-high-to-low": lambda listed: -(listed.model.context_length or 0),
     "newest": lambda listed: -listed.model.created,
 }
 
@@ -240,7 +240,7 @@ def _filters(query: ModelsQuery) -> list[Keep]:
     if sought := query.q.strip().lower():
         keeps.append(lambda listed: sought in listed.model.id.lower() or sought in listed.model.name.lower())
     if (context := query.context) is not UNSET:
-        keeps.append(lambda listed: listed.model.context_length >= context)
+        keeps.append(lambda listed: (listed.model.context_length or 0) >= context)
     return keeps
 
 

@@ -83,14 +83,14 @@ async def test_a_day_is_complete_at_midnight_utc(premises: Premises) -> None:
 
 
 async def test_the_table_has_all_digits_and_no_formulas(premises: Premises) -> None:
-    names = ("=1+1", "+x", "-x", "@x", "\tx", 'a"b,c\nd')
+    names = ("=1+1", "+x", "-x", "@x", "\tx", "\rx", "\nx", "\uff1dx", 'a"b,c\nd')
     await premises.journal(*(spent(premises.ada, number, NOW - DAY, 1e-9, model=name) for number, name in enumerate(names)))
     async with premises.http.get(f"{ACTIVITY}?format=csv", headers={"Authorization": f"Bearer {premises.ada_management}"}) as answer:
         assert (answer.status, answer.content_type, answer.charset) == (200, "text/csv", "utf-8")
         assert "attachment" in answer.headers["Content-Disposition"]
         table = list(csv.DictReader(io.StringIO(await answer.text(), newline="")))
-    assert {row["model"] for row in table} == {"'=1+1", "'+x", "'-x", "'@x", "'\tx", 'a"b,c\nd'}
-    assert sum(Decimal(row["usage"]) for row in table) == Decimal("0.000000006")
+    assert {row["model"] for row in table} == {"'=1+1", "'+x", "'-x", "'@x", "'\tx", "'\rx", "'\nx", "'\uff1dx", 'a"b,c\nd'}
+    assert sum(Decimal(row["usage"]) for row in table) == Decimal("0.000000009")
 
 
 async def test_every_surface_tells_the_same_sum(premises: Premises) -> None:
