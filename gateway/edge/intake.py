@@ -3,8 +3,9 @@
 To begin a request costs its edge about as much as to answer it. A turn of the loop that begins hundreds of them keeps all
 answers under way, and everybody else's request, waiting meanwhile. So a turn that has run for `TURN_S` begins no more: what
 has arrived waits by account, and each later turn takes one of each account, round and round, until its time is up. Who
-floods waits behind himself; once his oldest request has waited for `WAIT_S_MAX` his next ones are refused, which costs a
-fraction of serving them.
+floods waits behind himself, and nobody waits for longer than `WAIT_S_MAX`: whoever has is refused, and so are the next ones
+of an account whose oldest request has, which costs a fraction of serving them. A longer wait would serve nobody sooner: while
+more arrives than can be served, it only makes all answers late (OVL-01).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from gateway.edge.exchange import InferenceExchange
 
 TURN_S = 0.001
-WAIT_S_MAX = 1.0
+WAIT_S_MAX = 0.2  # some thousands of requests at once; less than most models take to say their first word
 
 
 class Intake:
@@ -46,7 +47,7 @@ class Intake:
         return now - self._turn_at < TURN_S and not self._waiting
 
     def wait(self, exchange: InferenceExchange, account_id: str, now: float) -> bool:
-        """`exchange.begin_late` will be called when its turn has come. False: its account has waited for too long already."""
+        """`exchange.begin_late` or `crowd_out` will be called in its turn. False: its account has waited for too long already."""
         queue = self._waiting.get(account_id)
         if queue is None:
             queue = self._waiting[account_id] = deque()
@@ -70,7 +71,10 @@ class Intake:
             if queue:
                 self._waiting[account_id] = queue  # behind the others
             try:
-                exchange.begin_late(now - since)
+                if now - since > WAIT_S_MAX:
+                    exchange.crowd_out()
+                else:
+                    exchange.begin_late(now - since)
             except Exception:
                 exchange.abandon()
                 raise

@@ -1,4 +1,4 @@
-"""Who begins when a turn of the loop is full: one of each account in the round, and nobody after a second of waiting."""
+"""Who begins when a turn of the loop is full: one of each account in the round, and nobody after a long wait."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ class Request:
     def __init__(self, turns: Turns, name: str, begun: list[str], cost_s: float = TURN_S * 0.26, breaks: bool = False) -> None:
         self._turns, self._name, self._begun, self._cost_s, self._breaks = turns, name, begun, cost_s, breaks
         self.waited_s = 0.0
-        self.abandoned = False
+        self.abandoned = self.crowded_out = False
+
+    def crowd_out(self) -> None:
+        self.crowded_out = True
 
     def begin_late(self, waited_s: float) -> None:
         self.waited_s = waited_s
@@ -96,14 +99,37 @@ def test_a_turn_without_a_flood_lets_everybody_begin(turns: Turns) -> None:
 
 def test_whose_oldest_request_waits_too_long_is_refused_and_nobody_else(turns: Turns) -> None:
     intake, begun = full(turns), list[str]()
-    slow = Request(turns, "a1", begun)
+    slow, just = Request(turns, "a1", begun), Request(turns, "a2", begun)
     assert waits(intake, slow, "a", turns.now)
-    assert waits(intake, Request(turns, "a2", begun), "a", turns.now + WAIT_S_MAX)
+    assert waits(intake, just, "a", turns.now + WAIT_S_MAX * 0.99)
     assert not waits(intake, Request(turns, "a3", begun), "a", turns.now + WAIT_S_MAX * 1.01)
-    assert waits(intake, Request(turns, "b1", begun), "b", turns.now + WAIT_S_MAX * 2)
-    turns.now += WAIT_S_MAX * 2
+    assert waits(intake, Request(turns, "b1", begun), "b", turns.now + WAIT_S_MAX * 1.9)
+    turns.now += WAIT_S_MAX * 1.9
     turns.turn()
-    assert begun == ["a1", "b1", "a2"] and slow.waited_s == pytest.approx(WAIT_S_MAX * 2)
+    assert begun == ["b1", "a2"]
+    assert slow.crowded_out and not just.crowded_out and just.waited_s == pytest.approx(WAIT_S_MAX * 0.91, rel=0.01)
+    turns.turn()
+    assert turns.idle
+
+
+def test_a_flood_makes_no_request_wait_for_longer_than_it_may(turns: Turns) -> None:
+    """Ten times what can be served, of one account, for ten times the longest wait."""
+    intake, begun, cost_s = full(turns), list[str](), TURN_S * 0.5
+    requests: list[Request] = []
+    until, came, asked = turns.now + WAIT_S_MAX * 10, turns.now, 0
+    while turns.now < until:
+        before = turns.now
+        while came <= turns.now:
+            asked += 1
+            if waits(intake, request := Request(turns, "a", begun, cost_s), "a", turns.now):
+                requests.append(request)
+            came += cost_s / 10
+        turns.turn()
+        turns.now = max(turns.now, before + cost_s)
+    served = [request for request in requests if request.waited_s]
+    assert max(request.waited_s for request in served) <= WAIT_S_MAX
+    assert len(served) >= 0.95 * WAIT_S_MAX * 10 / cost_s  # nothing is lost by refusing the rest
+    assert asked > 9 * len(served)
 
 
 def test_one_that_breaks_does_not_take_the_others_turn(turns: Turns) -> None:
