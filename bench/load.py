@@ -129,7 +129,8 @@ class LoadConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.stopped:
             self._tally.failed(f"connection lost: {exc or 'closed by the server'}")
-        self.lost.set_result(None)
+        if not self.lost.done():  # cancelled with whoever waited for it
+            self.lost.set_result(None)
 
     def stop(self) -> None:
         self.stopped = True
@@ -161,10 +162,14 @@ class LoadConnection(asyncio.Protocol):
         if head[9:12] != b"200":
             self._fail(f"status {head[9:12].decode('latin-1')}")
             return
+        self._left = self.length_of(head)
+
+    @staticmethod
+    def length_of(head: bytes) -> int:
+        """Bytes of the body that follows this head; -1: chunked or until close."""
         lowered = head.lower()
         at = lowered.find(b"\r\ncontent-length:")
-        if at >= 0:
-            self._left = int(lowered[at + 17 :].partition(b"\r\n")[0])
+        return int(lowered[at + 17 :].partition(b"\r\n")[0]) if at >= 0 else -1
 
     def _read_body(self, data: bytes) -> None:
         if self.stopped:
