@@ -208,8 +208,8 @@ def broken_promises(found: Overload) -> list[str]:
 
 def table(found: Overload) -> str:
     """A line an offer."""
-    head = f"{'offered':>8}{'due/s':>8}{'sent/s':>8}{'goodput':>9}{'refused/s':>10}{'p50 ms':>8}{'p99 ms':>8}{'late p99':>9}{'core':>6}  statuses"
-    lines = [f"capacity {found.capacity_per_s:,.0f}/s, {found.capacity_per_cpu_s:,.0f} per CPU second", head]
+    names = f"{'offered':>8}{'due/s':>8}{'sent/s':>8}{'goodput':>9}{'refused/s':>10}{'p50 ms':>8}{'p99 ms':>8}{'late p99':>9}{'core':>6}"
+    lines = [f"capacity {found.capacity_per_s:,.0f}/s, {found.capacity_per_cpu_s:,.0f} per CPU second", names]
     for each in found.offers:
         lines.append(
             f"{each.times:>7g}x{each.due_per_s:>8,.0f}{each.sent_per_s:>8,.0f}{each.goodput_per_s:>9,.0f}{each.refused_per_s:>10,.0f}"
