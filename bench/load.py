@@ -15,7 +15,7 @@ import argparse
 import asyncio
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -235,9 +235,14 @@ class Paced:
     `async with Paced(target, streams=100) as paced` returns from entering when every stream has had its first event.
     """
 
-    def __init__(self, target: Target, *, streams: int) -> None:
+    def __init__(
+        self, target: Target, *, streams: int, begin_s_max: float = 30.0, on_begun: Callable[[int], None] = lambda number: None
+    ) -> None:
+        """They have `begin_s_max` to begin, all together; `on_begun` is told how many have."""
         self._target = target
         self._streams = streams
+        self._begin_s_max = begin_s_max
+        self._on_begun = on_begun
         self._tally = Tally()
         self._open: list[LoadConnection] = []
 
@@ -257,13 +262,14 @@ class Paced:
         loop, request = asyncio.get_running_loop(), self._target.request()
         started = [asyncio.Event() for _ in range(self._streams)]
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(self._begin_s_max):
                 for event in started:
                     made = partial(LoadConnection, self._target, request, self._tally, event)
                     _, connection = await loop.create_connection(made, *self._target.address)
                     self._open.append(connection)
-                for event in started:
+                for number, event in enumerate(started):
                     await event.wait()
+                    self._on_begun(number + 1)
         except BaseException:
             await self._close()
             raise
