@@ -85,12 +85,14 @@ async def test_open_loop_tells_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.errors >= 2
 
 
-async def test_stages_sum_to_the_whole_and_are_all_there() -> None:
-    stages, whole, missing = await micro.measure("sse", requests=20, runs=1)
-    assert missing == []
-    assert sum(stages.values()) == pytest.approx(whole)
-    assert {"parse", "hold", "journal write", "splice"} <= set(stages)
-    assert "answer rewrite" not in stages  # is of whole answers
+@pytest.mark.parametrize(("kind", "there", "elsewhere"), [("json", "answer rewrite", "splice"), ("sse", "splice", "answer rewrite")])
+async def test_stages_sum_to_the_whole_and_are_all_there(kind: str, there: str, elsewhere: str) -> None:
+    found = await micro.measure(kind, requests=20, runs=40)
+    assert found.missing == []
+    assert sum(found.stages.values()) == pytest.approx(found.whole, rel=0.1)
+    assert {"parse", "hold", "journal write", "known head", "intake", there} <= set(found.stages)
+    assert elsewhere not in found.stages
+    assert found.stages[micro.REST] < 0.4 * found.whole  # the stages are those of the whole path
 
 
 def test_soak_finds_money_that_differs() -> None:
