@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from gateway.edge.exchange import InferenceExchange
-from gateway.edge.intake import TURN_S, WAIT_S_MAX, Intake
+from gateway.edge.intake import TURN_S, TURNS_MIN, WAIT_S_MAX, Intake
 
 
 class Turns:
@@ -97,19 +97,33 @@ def test_a_turn_without_a_flood_lets_everybody_begin(turns: Turns) -> None:
         turns.now += 1
 
 
-def test_whose_oldest_request_waits_too_long_is_refused_and_nobody_else(turns: Turns) -> None:
+def test_whose_requests_wait_too_long_is_refused_and_nobody_else(turns: Turns) -> None:
     intake, begun = full(turns), list[str]()
-    slow, just = Request(turns, "a1", begun), Request(turns, "a2", begun)
-    assert waits(intake, slow, "a", turns.now)
-    assert waits(intake, just, "a", turns.now + WAIT_S_MAX * 0.99)
-    assert not waits(intake, Request(turns, "a3", begun), "a", turns.now + WAIT_S_MAX * 1.01)
-    assert waits(intake, Request(turns, "b1", begun), "b", turns.now + WAIT_S_MAX * 1.9)
-    turns.now += WAIT_S_MAX * 1.9
+    cost_s = WAIT_S_MAX / TURNS_MIN * 1.01  # one a turn
+    requests = [Request(turns, f"a{number}", begun, cost_s) for number in range(TURNS_MIN + 4)]
+    for request in requests:
+        assert waits(intake, request, "a", turns.now)
+    for _ in range(TURNS_MIN):
+        turns.turn()
+    assert begun == [f"a{number}" for number in range(TURNS_MIN)]
+    assert not waits(intake, Request(turns, "a-late", begun), "a", turns.now)
+    assert waits(intake, Request(turns, "b1", begun), "b", turns.now)
     turns.turn()
-    assert begun == ["b1", "a2"]
-    assert slow.crowded_out and not just.crowded_out and just.waited_s == pytest.approx(WAIT_S_MAX * 0.91, rel=0.01)
-    turns.turn()
-    assert turns.idle
+    assert [request.crowded_out for request in requests] == [False] * TURNS_MIN + [True] * 4
+    assert begun[-1] == "b1"
+
+
+def test_when_the_machine_stood_still_nobody_is_refused(turns: Turns) -> None:
+    intake, begun = full(turns), list[str]()
+    requests = [Request(turns, f"a{number}", begun) for number in range(8)]
+    for request in requests[:-1]:
+        assert waits(intake, request, "a", turns.now)
+    turns.now += WAIT_S_MAX * 5
+    assert waits(intake, requests[-1], "a", turns.now)
+    while not turns.idle:
+        turns.turn()
+    assert begun == [f"a{number}" for number in range(8)]
+    assert requests[0].waited_s == pytest.approx(WAIT_S_MAX * 5)
 
 
 def test_a_flood_makes_no_request_wait_for_longer_than_it_may(turns: Turns) -> None:
