@@ -76,11 +76,13 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     raw_close: bool = True  # close after the last one
 
     def is_plain(self) -> bool:
-        """Whether every equal request gets equal bytes at once, so that they can be kept ready."""
+        """Whether every equal request gets equal bytes at once."""
+        return self.headers_delay_ms == 0 and self.ttft_ms == 0 and self.is_kept()
+
+    def is_kept(self) -> bool:
+        """Whether every equal request gets equal bytes, at once or after the same delay, so that they can be kept ready."""
         return (
-            self.headers_delay_ms == 0
-            and self.ttft_ms == 0
-            and self.tokens_per_s == 0
+            self.tokens_per_s == 0
             and self.tokens + self.reasoning_deltas <= PLAIN_TOKENS_MAX
             and not (self.refuse or self.silent_accept or self.huge_line or self.gzip_bomb or self.raw)
             and self.close_after_requests is None

@@ -90,16 +90,17 @@ async def output_of(command: Sequence[str | Path], *, environ: Mapping[str, str]
 
 
 def cpu_by_process(pid: int) -> dict[str, float]:
-    """CPU seconds used so far by a process and its living descendants, by name: the module of `python -m`, else the program."""
+    """CPU seconds used so far by a process and its living descendants, by `name_of`."""
     used: dict[str, float] = {}
     for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            name = _name(process)
+            name = name_of(process)
             used[name] = used.get(name, 0.0) + _own_cpu_seconds(process.pid)
     return used
 
 
-def _name(process: psutil.Process) -> str:
+def name_of(process: psutil.Process) -> str:
+    """The module of `python -m`, else the program."""
     words: list[str] = process.cmdline()
     return words[words.index("-m") + 1] if "-m" in words[:-1] else str(process.name())
 

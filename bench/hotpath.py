@@ -7,7 +7,6 @@ Any error makes the exit status 1. bench/README.md tells the method and its limi
 
 from __future__ import annotations
 
-import contextlib
 import sys
 
 import uvloop
@@ -27,5 +26,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

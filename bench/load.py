@@ -15,7 +15,7 @@ import argparse
 import asyncio
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -129,7 +129,8 @@ class LoadConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.stopped:
             self._tally.failed(f"connection lost: {exc or 'closed by the server'}")
-        self.lost.set_result(None)
+        if not self.lost.done():  # cancelled with whoever waited for it
+            self.lost.set_result(None)
 
     def stop(self) -> None:
         self.stopped = True
@@ -161,10 +162,14 @@ class LoadConnection(asyncio.Protocol):
         if head[9:12] != b"200":
             self._fail(f"status {head[9:12].decode('latin-1')}")
             return
+        self._left = self.length_of(head)
+
+    @staticmethod
+    def length_of(head: bytes) -> int:
+        """Bytes of the body that follows this head; -1: chunked or until close."""
         lowered = head.lower()
         at = lowered.find(b"\r\ncontent-length:")
-        if at >= 0:
-            self._left = int(lowered[at + 17 :].partition(b"\r\n")[0])
+        return int(lowered[at + 17 :].partition(b"\r\n")[0]) if at >= 0 else -1
 
     def _read_body(self, data: bytes) -> None:
         if self.stopped:
@@ -230,9 +235,14 @@ class Paced:
     `async with Paced(target, streams=100) as paced` returns from entering when every stream has had its first event.
     """
 
-    def __init__(self, target: Target, *, streams: int) -> None:
+    def __init__(
+        self, target: Target, *, streams: int, begin_s_max: float = 30.0, on_begun: Callable[[int], None] = lambda number: None
+    ) -> None:
+        """They have `begin_s_max` to begin, all together; `on_begun` is told how many have."""
         self._target = target
         self._streams = streams
+        self._begin_s_max = begin_s_max
+        self._on_begun = on_begun
         self._tally = Tally()
         self._open: list[LoadConnection] = []
 
@@ -252,13 +262,14 @@ class Paced:
         loop, request = asyncio.get_running_loop(), self._target.request()
         started = [asyncio.Event() for _ in range(self._streams)]
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(self._begin_s_max):
                 for event in started:
                     made = partial(LoadConnection, self._target, request, self._tally, event)
                     _, connection = await loop.create_connection(made, *self._target.address)
                     self._open.append(connection)
-                for event in started:
+                for number, event in enumerate(started):
                     await event.wait()
+                    self._on_begun(number + 1)
         except BaseException:
             await self._close()
             raise

@@ -8,7 +8,6 @@ cannot be had, or that answers wrongly, is reported with the reason and left out
 
 from __future__ import annotations
 
-import contextlib
 import sys
 
 import uvloop
@@ -34,5 +33,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -29,7 +29,7 @@ from bench.behaviour import Behaviour
 from bench.books import Books, Entry
 from bench.delivery import Delivery
 from bench.inbound import BadFraming, Head, Request, RequestReader
-from bench.plan import models_body, plan_answer, whole
+from bench.plan import models_body, whole
 from bench.profile import Profile
 
 PIPELINED_BYTES_MAX = 1_048_576  # more waits in the kernel
@@ -335,8 +335,7 @@ class Connection(asyncio.Protocol):
 
     def _start(self, request: Request, ask: Ask, profile: Profile) -> None:
         entry = self._provider.new_entry(request, ask)
-        head = request.head
-        plan = plan_answer(profile.behaviour, ask, created=int(time.time()), close=head.close, http10=head.http10)
+        plan = profile.plan(ask, request.head)
         entry.status = plan.status
         entry.prompt_tokens = plan.prompt_tokens
         entry.cached_tokens = plan.cached_tokens

@@ -26,6 +26,7 @@ LITELLM = "1.108.7"
 LITELLM_KEY = "sk-bench"  # it does not start without one
 VLLM_ROUTER = "0.1.17"
 PORTKEY = "1.15.2"
+HONO_SERVER = "1.14.1"  # the newest with which Portkey streams: it appends to headers that later ones leave immutable (its issue 1389)
 START_S_MAX = 90.0  # LiteLLM imports for most of a minute on a busy machine
 FETCH_S_MAX = 600.0
 POLL_S = 0.05
@@ -118,24 +119,16 @@ def _from_pypi(name: str, requirement: str, version: str) -> Callable[[], Awaita
 
 
 async def _portkey() -> tuple[Path, str]:
-    folder = PEERS / f"portkey-{PORTKEY}"
+    folder = PEERS / f"portkey-{PORTKEY}-hono-{HONO_SERVER}"
     program = folder / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
     if shutil.which("node") is None or shutil.which("npm") is None:
         raise Unavailable("portkey needs node and npm: apt-get install nodejs npm")
     if not program.exists():
-        command: list[str | Path] = [
-            "npm",
-            "install",
-            "--no-audit",
-            "--no-fund",
-            "--silent",
-            "--prefix",
-            folder,
-            f"@portkey-ai/gateway@{PORTKEY}",
-        ]
         folder.mkdir(parents=True, exist_ok=True)
-        await _fetched([command], folder, "portkey")
-    return program, PORTKEY
+        wanted = {"dependencies": {"@portkey-ai/gateway": PORTKEY}, "overrides": {"@hono/node-server": HONO_SERVER}}
+        (folder / "package.json").write_text(json.dumps(wanted))
+        await _fetched([["npm", "install", "--no-audit", "--no-fund", "--silent", "--prefix", folder]], folder, "portkey")
+    return program, f"{PORTKEY} (@hono/node-server {HONO_SERVER})"
 
 
 async def _fetched(commands: Sequence[Sequence[str | Path]], folder: Path, name: str) -> None:
@@ -160,9 +153,14 @@ def _haproxy(program: Path, upstream_url: str, port: int, folder: Path) -> Start
 
 
 def _vllm_router(program: Path, upstream_url: str, port: int, folder: Path) -> Start:
-    command: list[str | Path] = [program, "--host", "127.0.0.1", "--port", str(port), "--worker-urls", upstream_url]
+    command = [*_in_its_venv(program), "--host", "127.0.0.1", "--port", str(port), "--worker-urls", upstream_url]
     command += ["--policy", "round_robin", "--health-check-endpoint", "/v1/models", "--log-level", "error"]
     return Start([*command, "--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())])
+
+
+def _in_its_venv(program: Path) -> list[str | Path]:
+    """A script names its interpreter by the path at which it was installed, which is not that of a folder that was moved since."""
+    return [program.parent / "python", program]
 
 
 def _litellm(program: Path, upstream_url: str, port: int, folder: Path) -> Start:
@@ -174,7 +172,7 @@ def _litellm(program: Path, upstream_url: str, port: int, folder: Path) -> Start
     config.write_text(json.dumps({"model_list": models, "litellm_settings": {"telemetry": False}}))  # JSON is YAML
     environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION", "NO_DOCS": "True"}
     environ["LITELLM_MASTER_KEY"] = LITELLM_KEY
-    return Start([program, "--config", config, "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"], environ)
+    return Start([*_in_its_venv(program), "--config", config, "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"], environ)
 
 
 def _litellm_headers(upstream_url: str) -> dict[str, str]:

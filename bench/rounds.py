@@ -11,10 +11,12 @@ import os
 import sys
 import tempfile
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
+import psutil  # type: ignore[import-untyped]
 
 from bench import gateway, wrk
 from bench.answers import text_of
@@ -80,13 +82,18 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     samples: list[Sample]
     versions: dict[str, str] = {}  # of the subjects
     unavailable: dict[str, str] = {}  # subject -> why it is missing
+    rounds: int = 0  # that were finished; samples of the one that was interrupted count too
 
 
 class Rounds:
     """One run. `cores`: of the subjects, and of load and provider; None: not pinned."""
 
-    def __init__(self, wish: argparse.Namespace, folder: Path, cores: tuple[int | None, int | None]) -> None:
+    def __init__(
+        self, wish: argparse.Namespace, folder: Path, cores: tuple[int | None, int | None], on_round: Callable[[], object] = lambda: None
+    ) -> None:
+        """`on_round` is called after each one."""
         self._wish = wish
+        self._on_round = on_round
         self._folder = folder
         self._core, self._load_core = cores
         self._direct: Subject | None = None
@@ -94,6 +101,7 @@ class Rounds:
         self.samples: list[Sample] = []
         self.unavailable: dict[str, str] = {}
         self._unpaced: set[str] = set()  # who did not even get the paced streams going
+        self.finished = 0
 
     async def run(self) -> None:
         """Starts everything, probes, measures. Raises ChildFailed when the provider or the gateway does not start, RuntimeError."""
@@ -101,12 +109,21 @@ class Rounds:
             place = await self._place(stack)
             for name in self._wish.only:
                 await self._admit(name, place)
-            for subject in self.subjects:
-                await self._load(subject.target(stream=False), WARM_UP_S)
-                if subject.streams:
-                    await self._load(subject.target(stream=True), WARM_UP_S)
+            for subject in list(self.subjects):
+                async with self._surviving(subject):
+                    await self._load(subject.target(stream=False), WARM_UP_S)
+                    if subject.streams:
+                        await self._load(subject.target(stream=True), WARM_UP_S)
+            began, longest_s = time.monotonic(), 0.0
             for number in range(1, self._wish.rounds + 1):
+                begun = time.monotonic()
+                if self.finished and begun - began + longest_s > self._wish.minutes_max * 60:
+                    print(f"round {number} and later ones would take more than {self._wish.minutes_max:g} minutes", file=sys.stderr)
+                    return
                 await self._round(number)
+                self.finished = number
+                self._on_round()
+                longest_s = max(longest_s, time.monotonic() - begun)
 
     async def _place(self, stack: AsyncExitStack) -> Place:
         log = self._folder / "provider.log"
@@ -140,7 +157,7 @@ class Rounds:
     def _without(self, name: str, what: str, error: Exception) -> None:
         if name in ("direct", "gateway", OFF):
             raise error
-        self.unavailable[what] = str(error)[-500:]
+        self.unavailable[what] = (str(error) or type(error).__name__)[-500:]
         print(f"without {what}: {error}", file=sys.stderr)
 
     async def _round(self, number: int) -> None:
@@ -148,24 +165,44 @@ class Rounds:
         order = self.subjects[shift:] + self.subjects[:shift]
         rates: dict[str, float] = {}
         for case in (*CASES, *(WIDE if self._wish.wide else ())):
-            for subject in order:
+            for subject in self._left_of(order):
                 if case.stream and not subject.streams:
                     continue
-                sample = await self._loaded(case, subject, number)
-                self._note(sample)
-                if case.kind == "json":
-                    rates[subject.name] = sample.per_s
-        others = [subject for subject in order if subject.name != "direct"]  # whose CPU is the provider's own
+                async with self._surviving(subject):
+                    sample = await self._loaded(case, subject, number)
+                    self._note(sample)
+                    if case.kind == "json":
+                        rates[subject.name] = sample.per_s
         if self._wish.paced:
-            for subject in (each for each in others if each.streams and each.name not in self._unpaced):
-                try:
-                    self._note(await self._paced(subject, number))
-                except TimeoutError:
-                    self._unpaced.add(subject.name)
-                    self._without(subject.name, f"{subject.name} paced", Wrong(f"{self._wish.paced} streams did not begin in time"))
+            for subject in self._left_of(order):
+                if subject.name != "direct" and subject.streams and subject.name not in self._unpaced:  # direct: the provider's own CPU
+                    async with self._surviving(subject):
+                        await self._pace(subject, number)
         if self._wish.open:
-            for subject in others:
-                self._note(await self._open(subject, number, rates[subject.name] * OPEN_SHARE))
+            for subject in self._left_of(order):
+                if subject.name != "direct":
+                    async with self._surviving(subject):
+                        self._note(await self._open(subject, number, rates[subject.name] * OPEN_SHARE))
+
+    async def _pace(self, subject: Subject, number: int) -> None:
+        try:
+            self._note(await self._paced(subject, number))
+        except TimeoutError:
+            self._unpaced.add(subject.name)
+            self._without(subject.name, f"{subject.name} paced", Wrong(f"{self._wish.paced} streams did not begin in time"))
+
+    def _left_of(self, order: Sequence[Subject]) -> Iterator[Subject]:
+        """Those that have not fallen out meanwhile."""
+        return (subject for subject in order if subject in self.subjects)
+
+    @asynccontextmanager
+    async def _surviving(self, subject: Subject) -> AsyncIterator[None]:
+        """A peer that dies, or cannot be reached, under load is reported and takes no part from here on; ours must not."""
+        try:
+            yield
+        except (psutil.Error, RuntimeError, OSError, ExceptionGroup) as error:
+            self._without(subject.name, f"{subject.name} from here on", error)
+            self.subjects.remove(subject)
 
     def _note(self, sample: Sample) -> None:
         self.samples.append(sample)
@@ -255,6 +292,7 @@ def arguments_of(name: str, known: tuple[str, ...], usual: tuple[str, ...], *, s
     parser = argparse.ArgumentParser(prog=f"bench.{name}")
     parser.add_argument("--seconds", type=int, default=seconds, help="of one measurement")
     parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--minutes-max", type=float, default=9.0, help="no further round begins that would not end within this")
     parser.add_argument("--paced", type=int, default=100, metavar="STREAMS", help="paced streams side by side; 0: leave out")
     parser.add_argument("--wide", action="store_true", help="also bodies of 16 KB and 1 MB, and 32, 256 and 2,000 connections")
     parser.add_argument("--open", action="store_true", help="also an open loop at 60 %% of each subject's own saturation")
@@ -269,24 +307,36 @@ def arguments_of(name: str, known: tuple[str, ...], usual: tuple[str, ...], *, s
 
 
 async def run_rounds(wish: argparse.Namespace) -> Result:
-    """Runs, and writes the result to `wish.out`. Raises as Rounds.run."""
+    """Runs, and writes the result to `wish.out`: after each round, and when interrupted as far as it came. Raises as Rounds.run."""
     cores = choose_cores()
     if (settle := pin(cores[1])) is not None:
         settle()  # this process reads the paced streams
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        rounds = Rounds(wish, Path(folder), cores)
-        await rounds.run()
-    result = Result(
-        date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        command=sys.argv,
-        machine=await describe_machine(cores),
-        load=wish.load,
-        connections=CONNECTIONS,
-        paced_streams=wish.paced,
-        samples=rounds.samples,
-        versions={subject.name: subject.version for subject in rounds.subjects},
-        unavailable=rounds.unavailable,
-    )
+    began, machine = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), await describe_machine(cores)
     wish.out.parent.mkdir(parents=True, exist_ok=True)
-    wish.out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-    return result
+
+    def written() -> Result:
+        result = Result(
+            date=began,
+            command=sys.argv,
+            machine=msgspec.structs.replace(machine, load_average_1m=round(os.getloadavg()[0], 2)),
+            load=wish.load,
+            connections=CONNECTIONS,
+            paced_streams=wish.paced,
+            samples=rounds.samples,
+            versions={subject.name: subject.version for subject in rounds.subjects},
+            unavailable=rounds.unavailable,
+            rounds=rounds.finished,
+        )
+        wish.out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+        return result
+
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        rounds = Rounds(wish, Path(folder), cores, written)
+        try:
+            await rounds.run()
+        except BaseException:
+            if rounds.samples:
+                written()
+                print(f"after {rounds.finished} whole rounds: {wish.out}", file=sys.stderr)
+            raise
+    return written()

@@ -1,12 +1,12 @@
 """Mixed load for long, with callers who hang up and a provider that fails: does anything grow, and does the money agree?
 
-    python -m bench.soak [--minutes 2] [--callers 24]
+    python -m bench.soak [--minutes 20] [--callers 24]
 
-JSON, bursts, paced streams, hang-ups mid-stream, provider errors and broken streams, from a fixed seed. Told at the end: the slope of
-the edge's and control's memory and their descriptors, first and last tenth of p99, how late the event loops were, and the ledger against
-the provider's own books, answer by answer: every whole answer is charged once for exactly its tokens, every cut one for no more than was
-made. Exit status 1 when the money differs, or memory grows by more than 1 MiB a minute in the second half. The cache of the store's pages
-fills in the first minutes; twenty minutes is the real length.
+JSON, bursts, paced streams, hang-ups mid-stream, provider errors and broken streams, from a fixed seed. Told at the end, and written to
+`bench/results/`: the slope of the gateway's memory, how its descriptors and event loops' tasks grew, p99 of bare JSON answers from
+window to window, how late the event loops were, and the ledger against the provider's own books, answer by answer: every whole answer is
+charged once for exactly its tokens, every cut one for no more than was made. Exit status 1 when something of that is wrong; what needs
+time to be told (memory, p99) is judged in runs of at least ten minutes, for the cache of the store's pages fills in the first ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import linear_regression
+from statistics import linear_regression, median
 
 import aiohttp
 import msgspec
@@ -32,15 +32,24 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench import gateway
 from bench.books import Entry
+from bench.children import name_of
 from bench.load import Target, percentile
+from bench.machine import Machine, describe_machine
 from bench.provider import Provider
-from bench.rounds import choose_cores
+from bench.rounds import RESULTS, choose_cores
 from bench.subjects import request_body
 from gateway.domain.generation import Generation, decode
 
 LOOK_S = 1.0
+AT_REST = ("gateway_inflight_requests", "gateway_inflight_attempts", "gateway_connections", "gateway_journal_pending_records")
+WINDOWS = 10  # of the run, for p99
 SETTLE_S_MAX = 30.0
+LONG_MINUTES = 10.0  # from here on memory and p99 are judged
 SLOPE_MIB_MAX = 1.0  # a minute
+FDS_GROWN_MAX = 16  # with the number of callers, which comes and goes
+TASKS_GROWN_MAX = 4
+DRIFT_MAX = 1.5  # p99 of the last windows over that of the first
+DRIFT_MS_MIN = 25.0  # less is noise
 PROMPT_NANOS, COMPLETION_NANOS = 100, 400  # a token, as bench.gateway's catalog says
 MIX = (  # weight, stream, sim, share of callers who hang up
     (50, False, "tokens=16", 0.0),
@@ -53,11 +62,29 @@ MIX = (  # weight, stream, sim, share of callers who hang up
 
 
 class Look(msgspec.Struct, frozen=True):
-    """One look at the processes."""
+    """One look at the gateway's processes, all together."""
 
     at_s: float
-    rss_mib: float
+    rss_mib: dict[str, float]  # by process
     fds: int
+    tasks: int  # of the event loops
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    date: str
+    command: list[str]
+    machine: Machine
+    minutes: float
+    answers: dict[str, int]
+    slope_mib: dict[str, float]  # by process, a minute, over the second half
+    fds_grown: float
+    tasks_grown: float
+    p99_ms: list[float]  # of bare JSON answers, by window
+    late_ms: dict[str, float]  # by process, what 99 of 100 looks at its event loop kept to
+    booked: int  # answers in the provider's books
+    left: dict[str, float]  # gauges that must be 0 when nobody asks any more
+    wrong: list[str]  # where ledger and books differ
+    looks: list[Look]
 
 
 class Soak:
@@ -100,17 +127,51 @@ class Soak:
                 await writer.wait_closed()
 
 
-def look(pid: int) -> Look:
-    """All processes of the gateway together."""
+async def look(pid: int, log: Path) -> Look:
     processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    rss = sum(process.memory_info().rss for process in processes)
-    return Look(time.monotonic(), rss / 2**20, sum(process.num_fds() for process in processes))
+    rss_mib = {name_of(process): process.memory_info().rss / 2**20 for process in processes}
+    fds = sum(process.num_fds() for process in processes)
+    return Look(time.monotonic(), rss_mib, fds, int(total(await metrics(log), "gateway_tasks")))
 
 
-def slope_mib(looks: Sequence[Look]) -> float:
-    """MiB a minute over the second half: the first fills caches."""
+def slope_mib(looks: Sequence[Look]) -> dict[str, float]:
+    """MiB a minute by process, over the second half: the first fills caches."""
     half = looks[len(looks) // 2 :]
-    return linear_regression([each.at_s / 60 for each in half], [each.rss_mib for each in half]).slope if len(half) > 2 else 0.0
+    if len(half) < 3:
+        return {}
+    minutes = [each.at_s / 60 for each in half]
+    return {name: linear_regression(minutes, [each.rss_mib.get(name, 0.0) for each in half]).slope for name in half[0].rss_mib}
+
+
+def grown(figures: Sequence[int]) -> float:
+    """How much more there is in the last fifth than in the second; the load is the same in both."""
+    fifth = len(figures) // 5
+    return median(figures[-fifth:]) - median(figures[fifth : 2 * fifth]) if fifth else 0.0
+
+
+def p99_by_window(latencies: Sequence[tuple[float, float]]) -> list[float]:
+    """Milliseconds, of WINDOWS equal parts of the time in which answers ended."""
+    first, last = min(latencies)[0], max(latencies)[0]
+    parts: list[list[float]] = [[] for _ in range(WINDOWS)]
+    for ended, took in latencies:
+        parts[min(WINDOWS - 1, int((ended - first) / max(1e-9, last - first) * WINDOWS))].append(took)
+    return [1000 * percentile(sorted(part), 0.99) for part in parts]
+
+
+def broken_promises(found: Found) -> list[str]:
+    """A line each."""
+    lines = [f"{name} is {value:g} when nobody asks" for name, value in found.left.items() if value]
+    lines += found.wrong[:20]
+    if found.fds_grown > FDS_GROWN_MAX:
+        lines.append(f"{found.fds_grown:g} descriptors more in the last fifth than in the second")
+    if found.tasks_grown > TASKS_GROWN_MAX:
+        lines.append(f"{found.tasks_grown:g} tasks more in the last fifth than in the second")
+    if found.minutes >= LONG_MINUTES:
+        lines += [f"{name} grows by {mib:.2f} MiB a minute" for name, mib in found.slope_mib.items() if mib > SLOPE_MIB_MAX]
+        early, late = median(found.p99_ms[1:4]), median(found.p99_ms[-3:])
+        if late > early * DRIFT_MAX and late > early + DRIFT_MS_MIN:
+            lines.append(f"p99 went from {early:.0f} to {late:.0f} ms")
+    return lines
 
 
 def generations(store: Path) -> list[Generation]:
@@ -138,13 +199,15 @@ def differences(books: dict[str, Entry], ledger: Sequence[Generation]) -> list[s
     return found
 
 
-async def _watch(provider: Provider, pid: int, books: dict[str, Entry], looks: list[Look], until_s: float) -> None:
+async def _watch(provider: Provider, pid: int, log: Path, books: dict[str, Entry], looks: list[Look], until_s: float) -> None:
     """Looks, and keeps the provider's entries, of which it forgets the oldest itself; they go on changing in place."""
     began = time.monotonic()
     while (now := time.monotonic()) < until_s:
-        looks.append(look(pid))
+        looks.append(await look(pid, log))
         keep(provider, books)
-        print(f"\r{(now - began) / (until_s - began):5.0%} {looks[-1].rss_mib:7.1f} MiB", end="", file=sys.stderr, flush=True)
+        done = (now - began) / (until_s - began)
+        state = f"{sum(looks[-1].rss_mib.values()):.1f} MiB, {looks[-1].fds} descriptors, {looks[-1].tasks} tasks"
+        print(f"\r[{'#' * int(20 * done):20}] {done:4.0%} {state}    ", end="", file=sys.stderr, flush=True)
         await asyncio.sleep(LOOK_S)
     print(file=sys.stderr)
 
@@ -153,13 +216,18 @@ def keep(provider: Provider, books: dict[str, Entry]) -> None:
     books.update((entry.answer_id, entry) for entry in provider.books.entries)
 
 
-async def lateness(log: Path) -> dict[str, float]:
-    """By process, the milliseconds that its event loop was late at most in 99 of 100 looks: the bound of a bucket."""
+async def metrics(log: Path) -> str:
+    """What the gateway with this log shows at /metrics."""
     listening = next(line for line in log.read_text().splitlines() if '"operations_listening"' in line)
     url = f"http://127.0.0.1:{msgspec.json.decode(listening)['port']}/metrics"
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
-        text = await answer.text()
-    return {name: 1000 * kept_to(looks, 0.99) for name, looks in loop_lags(text).items()}
+        return await answer.text()
+
+
+def total(metrics: str, name: str) -> float:
+    """A counter's or gauge's value, over all its labels."""
+    families = text_string_to_metric_families(metrics)
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 def loop_lags(metrics: str) -> dict[str, Counter[float]]:
@@ -177,11 +245,13 @@ def kept_to(looks: Counter[float], share: float) -> float:
     return next(bound for bound in sorted(looks) if looks[bound] >= share * max(looks.values()))
 
 
-async def main(wish: argparse.Namespace) -> int:
+async def run(wish: argparse.Namespace) -> Found:
+    """The load, and what was found. Raises ChildFailed, OSError."""
     books: dict[str, Entry] = {}
     looks: list[Look] = []
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
+        log = folder / "gateway.log"
         async with (
             Provider(name="North") as provider,
             gateway.gateway(provider.url, core=choose_cores()[0], folder=folder) as (url, pid, key),
@@ -189,36 +259,62 @@ async def main(wish: argparse.Namespace) -> int:
             soak = Soak(url, key)
             until_s = time.monotonic() + wish.minutes * 60
             async with asyncio.TaskGroup() as group:
-                group.create_task(_watch(provider, pid, books, looks, until_s))
+                group.create_task(_watch(provider, pid, log, books, looks, until_s))
                 for number in range(wish.callers):
                     group.create_task(soak.call(random.Random(number), until_s))
             keep(provider, books)
-            wrong = await _settled(folder / "gateway.db", books)
-            rest = look(pid)
-            late = await lateness(folder / "gateway.log")
-    ended = sorted(soak.latencies)
-    tenth = max(1, len(ended) // 10)
-    first, last = (percentile(sorted(took for _, took in part), 0.99) * 1000 for part in (ended[:tenth], ended[-tenth:]))
-    slope = slope_mib(looks)
-    print(f"answers {soak.statuses}")
-    print(f"memory {looks[0].rss_mib:.1f} -> {looks[-1].rss_mib:.1f} MiB, {slope:+.2f} MiB a minute in the second half")
-    print(f"descriptors {looks[0].fds} at first, {max(each.fds for each in looks)} at most, {rest.fds} at rest")
-    print(f"JSON p99 {first:.1f} ms in the first tenth, {last:.1f} in the last")
-    print("event loops late p99 <= " + ", ".join([f"{ms:g} ms ({name})" for name, ms in late.items()]))
-    print("\n".join(wrong[:20]) or f"ledger and books agree on {len(books):,} answers")
-    return 1 if wrong or (wish.minutes >= 2 and slope > SLOPE_MIB_MAX) else 0
+            left = await _left(log)
+            wrong = differences(books, generations(folder / "gateway.db"))
+            late_ms = {process: 1000 * kept_to(lags, 0.99) for process, lags in loop_lags(await metrics(log)).items()}
+    return Found(
+        date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), command=sys.argv, machine=await describe_machine(choose_cores()),
+        minutes=wish.minutes, answers=soak.statuses, slope_mib=slope_mib(looks), fds_grown=grown([each.fds for each in looks]),
+        tasks_grown=grown([each.tasks for each in looks]), p99_ms=p99_by_window(soak.latencies), late_ms=late_ms, booked=len(books),
+        left=left, wrong=wrong, looks=looks,
+    )  # fmt: skip
 
 
-async def _settled(store: Path, books: dict[str, Entry]) -> list[str]:
-    """The differences once control has read all journals; it says so nowhere, so this looks until there is none or time is up."""
+async def _left(log: Path) -> dict[str, float]:
+    """What is under way and what waits for the ledger once nobody asks any more: looks until it is nothing, or time is up."""
     give_up_s = time.monotonic() + SETTLE_S_MAX
-    while (wrong := differences(books, generations(store))) and time.monotonic() < give_up_s:
+    while True:
+        text = await metrics(log)
+        left = {name: total(text, name) for name in AT_REST}
+        if not any(left.values()) or time.monotonic() > give_up_s:
+            return left
         await asyncio.sleep(0.25)
-    return wrong
+
+
+def show(found: Found) -> str:
+    looks, grown = found.looks, f"{found.fds_grown:+g} and {found.tasks_grown:+g}"
+    return "\n".join(
+        [
+            f"answers {found.answers}",
+            *(
+                f"memory {name} {looks[0].rss_mib[name]:.1f} -> {looks[-1].rss_mib[name]:.1f} MiB, {slope:+.2f} a minute in the second half"
+                for name, slope in found.slope_mib.items()
+            ),
+            f"descriptors {max(each.fds for each in looks)} at most, tasks {max(each.tasks for each in looks)} at most; grown by {grown}",
+            "JSON p99 ms by window: " + " ".join(f"{each:.1f}" for each in found.p99_ms),
+            "event loops late p99 <= " + ", ".join(f"{ms:g} ms ({name})" for name, ms in found.late_ms.items()),
+            f"ledger and books {'differ' if found.wrong else 'agree'} on {found.booked:,} answers",
+        ]
+    )
+
+
+async def main(wish: argparse.Namespace) -> int:
+    found = await run(wish)
+    broken = broken_promises(found)
+    print(show(found))
+    print("\n".join(broken) or "all promises kept")
+    out = RESULTS / f"{time.strftime('%Y-%m-%d-%H%M%S')}-soak.json"
+    out.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    print(f"\n{out}")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="bench.soak", description="Mixed load for long.")
-    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--callers", type=int, default=24)
     sys.exit(uvloop.run(main(parser.parse_args())))

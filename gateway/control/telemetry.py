@@ -204,6 +204,7 @@ class Telemetry:
     def _own(self) -> Samples:
         numbers = {name: dict(series) for name, series in self._own_counts.items()}
         numbers["gateway_edges"] = {(): float(len(self._connected))}
+        numbers["gateway_tasks"] = {("control",): float(len(asyncio.all_tasks()))}
         numbers["gateway_log_dropped_total"] = {("control",): float(self._log.dropped)}
         histograms = {
             name: {labels: HistogramSample(list(sample.buckets), sample.sum) for labels, sample in series.items()}

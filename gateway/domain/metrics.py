@@ -82,6 +82,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("gen_ai_client_token_usage", "counter", "Tokens reported by providers.", ("provider", "model", "token_type")),
         Metric("gateway_loop_lag_seconds", "histogram", "How late the event loop ran a timer.", ("process",), LAG),
+        Metric("gateway_tasks", "gauge", "Tasks that an event loop runs.", ("process",)),
         Metric(
             "gateway_log_dropped_total", "counter", "Log lines dropped because the reader of stderr was too slow or gone.", ("process",)
         ),

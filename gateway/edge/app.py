@@ -197,6 +197,7 @@ class Edge:
         self._telemetry.gauge("gateway_connections", lambda: {(): self._server.connections})
         self._telemetry.gauge("gateway_inflight_requests", lambda: {(): self._server.inflight})
         self._telemetry.gauge("gateway_inflight_attempts", self._providers.calls)
+        self._telemetry.gauge("gateway_tasks", lambda: {("edge",): len(asyncio.all_tasks())})
         self._telemetry.gauge("gateway_endpoint_state", lambda: endpoint_states(self._router, self._loop.time()))
         self._telemetry.gauge("gateway_endpoint_weight", lambda: endpoint_weights(self._router, self._loop.time()))
 

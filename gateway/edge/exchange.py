@@ -138,7 +138,11 @@ class InferenceExchange:
         if intake.has_time(now):
             self._serve(key, body, now)
         elif not intake.wait(self, key.account_id, now):
-            self._fail(Overloaded("too many requests of this account wait to be served; try again shortly", retry_after_s=1.0))
+            self.crowd_out()
+
+    def crowd_out(self) -> None:
+        """Told by the intake, instead of `begin_late`."""
+        self._fail(Overloaded("too many requests of this account wait to be served; try again shortly", retry_after_s=1.0))
 
     def begin_late(self, waited_s: float) -> None:
         """Told by the intake, once."""

@@ -3,8 +3,10 @@
 To begin a request costs its edge about as much as to answer it. A turn of the loop that begins hundreds of them keeps all
 answers under way, and everybody else's request, waiting meanwhile. So a turn that has run for `TURN_S` begins no more: what
 has arrived waits by account, and each later turn takes one of each account, round and round, until its time is up. Who
-floods waits behind himself; once his oldest request has waited for `WAIT_S_MAX` his next ones are refused, which costs a
-fraction of serving them.
+floods waits behind himself, and nobody waits for longer than `WAIT_S_MAX`: whoever has is refused, and so are the next ones
+of an account whose oldest request has, which costs a fraction of serving them. A longer wait would serve nobody sooner: while
+more arrives than can be served, it only makes all answers late (OVL-01). A wait of few turns is no such thing:
+then the machine stood still, and what piled up is served soon.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from gateway.edge.exchange import InferenceExchange
 
 TURN_S = 0.001
-WAIT_S_MAX = 1.0
+WAIT_S_MAX = 0.2  # some thousands of requests at once; less than most models take to say their first word
+TURNS_MIN = 10  # that such a wait has lasted for
 
 
 class Intake:
@@ -27,7 +30,8 @@ class Intake:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._turn_at = 0.0  # when this turn of the loop began its first request; 0: it has begun none
-        self._waiting: dict[str, deque[tuple[float, InferenceExchange]]] = {}  # by account, whose turn it is first
+        self._turns = 0  # in which somebody waited
+        self._waiting: dict[str, deque[tuple[float, int, InferenceExchange]]] = {}  # by account, whose turn it is first
 
     def __repr__(self) -> str:
         return f"<Intake waiting {self.waiting} of {len(self._waiting)} accounts>"
@@ -46,13 +50,13 @@ class Intake:
         return now - self._turn_at < TURN_S and not self._waiting
 
     def wait(self, exchange: InferenceExchange, account_id: str, now: float) -> bool:
-        """`exchange.begin_late` will be called when its turn has come. False: its account has waited for too long already."""
+        """`exchange.begin_late` or `crowd_out` will be called in its turn. False: its account has waited for too long already."""
         queue = self._waiting.get(account_id)
         if queue is None:
             queue = self._waiting[account_id] = deque()
-        elif now - queue[0][0] > WAIT_S_MAX:
+        elif self._is_long(queue[0][0], queue[0][1], now):
             return False
-        queue.append((now, exchange))
+        queue.append((now, self._turns, exchange))
         return True
 
     def next_turn(self) -> None:
@@ -61,17 +65,24 @@ class Intake:
             self._turn_at = 0.0
             return
         self._loop.call_soon(self.next_turn)  # after the sockets were looked at again
+        self._turns += 1
         self._turn_at = now = time.perf_counter()
         until = now + TURN_S
         while self._waiting and now < until:
             account_id = next(iter(self._waiting))
             queue = self._waiting.pop(account_id)
-            since, exchange = queue.popleft()
+            since, turn, exchange = queue.popleft()
             if queue:
                 self._waiting[account_id] = queue  # behind the others
             try:
-                exchange.begin_late(now - since)
+                if self._is_long(since, turn, now):
+                    exchange.crowd_out()
+                else:
+                    exchange.begin_late(now - since)
             except Exception:
                 exchange.abandon()
                 raise
             now = time.perf_counter()
+
+    def _is_long(self, since: float, turn: int, now: float) -> bool:
+        return now - since > WAIT_S_MAX and self._turns - turn >= TURNS_MIN

@@ -107,11 +107,11 @@ class Board(Generic[C]):
 
 
 class Sharer(Generic[C]):
-    """A seat that gets a share of traffic, with the order that begins with it."""
+    """A seat that gets a share of traffic, and once it was chosen the order that begins with it."""
 
     __slots__ = ("live", "order", "seat", "share")
 
-    def __init__(self, seat: Seat[C], share: float, order: tuple[C, ...]) -> None:
+    def __init__(self, seat: Seat[C], share: float, order: tuple[C, ...] | None = None) -> None:
         self.seat = seat
         self.live = seat.live
         self.share = share
@@ -183,7 +183,7 @@ class Plan(Generic[C]):
                 sharer = other
         if not sharer.live.pace.take(now_s):
             return self._without_haste(sharer, now_s)
-        return sharer.order
+        return sharer.order or self._order_of(sharer)
 
     def ranked(self, now_s: float) -> tuple[Seat[C], ...]:
         """The seats that may be tried, the best first, then those whose breaker admits a probe; for orders of other kinds."""
@@ -259,11 +259,7 @@ class Plan(Generic[C]):
             sharing = list(ranked)
             failures = [self._scored[seat.index].estimate.failure for seat in sharing]
             found = shares_by_price([seat.price for seat in sharing], failures) if sharing else []
-        orders = [
-            Sharer(seat, share, (seat.choice, *(other.choice for other in ranked if other is not seat)))
-            for seat, share in zip(sharing, found, strict=True)
-            if share
-        ]
+        orders = [Sharer(seat, share) for seat, share in zip(sharing, found, strict=True) if share]
         self._sharers = orders
         self._was_sharing = bool(orders) and orders[0].seat.live.introduced
         self._cumulative = []
@@ -339,4 +335,9 @@ class Plan(Generic[C]):
         for seat in self._ranked:
             if seat is not sharer.seat and seat.live.pace.take(now_s):
                 return self._beginning_with(seat)
-        return sharer.order
+        return sharer.order or self._order_of(sharer)
+
+    def _order_of(self, sharer: Sharer[C]) -> tuple[C, ...]:
+        """Made when it is asked for: each names all endpoints, so to make all of them takes a thousand endpoints a tenth of a second."""
+        sharer.order = order = self._beginning_with(sharer.seat)
+        return order

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.replay import bytecodes
 from gateway.domain.catalog import Price
 from gateway.domain.errors import Throttled
 from gateway.routing.fleet import Fleet
@@ -271,3 +272,19 @@ def test_a_decision_is_cheap() -> None:
             rank(model, now_s=scene.now_s, rng=rng)
         best = min(best, time.perf_counter() - began)
     assert best / 500 < 10e-6  # the best of twenty: a busy machine is no failure
+
+
+def test_the_cost_of_sharing_out_grows_with_the_endpoints_and_not_with_their_square() -> None:
+    def cost(endpoints: int) -> int:
+        """Bytecodes of the first choice after a change, when all are known and share."""
+        tags = [f"p{number}" for number in range(endpoints)]
+        scene = Scene(model_of([endpoint(tag, 1.0) for tag in tags]))
+        scene.warm(dict.fromkeys(tags, 0.3))
+        scene.now_s += 1.0
+        order: list[str] = []
+        spent = bytecodes(lambda: order.extend(scene.rank())).total()
+        assert sorted(order) == sorted(tags)
+        return spent
+
+    few, many = cost(50), cost(200)
+    assert many < 5 * few
