@@ -16,7 +16,7 @@ fmt: setup ; .venv/bin/ruff check --fix && .venv/bin/ruff format
 bench: setup ; .venv/bin/python -m bench.hotpath --open && .venv/bin/python -m bench.peers
 soak: setup ; .venv/bin/python -m pytest -m soak --timeout 3600
 test-node: setup ; .venv/bin/python -m pytest -m node
-clean: ; rm -rf .venv var/demo tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ; rm -rf .venv var/demo var/demo-? tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=...")'
