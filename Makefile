@@ -21,7 +21,7 @@ audit: setup
 	.venv/bin/python -m tests.shipped var/audit && cat var/audit/licences.txt
 	.venv/bin/pip-audit --strict --requirement requirements.lock --require-hashes --disable-pip --progress-spinner off
 test-node: setup ; .venv/bin/python -m pytest -m node
-clean: ; rm -rf .venv var/demo tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ; rm -rf .venv var/demo var/demo-? tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=...")'

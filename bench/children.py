@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import psutil  # type: ignore[import-untyped]
 
 READY_S_MAX = 30.0
 END_S_MAX = 10.0
+_PR_SET_PDEATHSIG = 1
 
 
 class ChildFailed(RuntimeError):
@@ -24,6 +27,21 @@ def pin(core: int | None) -> Callable[[], None] | None:
     return None if core is None else lambda: os.sched_setaffinity(0, {core})
 
 
+def bound(core: int | None) -> Callable[[], None]:
+    """The same, and it ends when its parent does, were it by SIGKILL (on Linux)."""
+    parent, prctl, pinned = os.getpid(), getattr(ctypes.CDLL(None), "prctl", None), pin(core)
+
+    def prepare() -> None:
+        if pinned is not None:
+            pinned()
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:  # which died in between
+                os._exit(1)
+
+    return prepare
+
+
 @asynccontextmanager
 async def child(
     command: Sequence[str | Path],
@@ -32,16 +50,20 @@ async def child(
     log: Path,
     environ: Mapping[str, str] | None = None,
     stdout_to_log: bool = False,
+    keep: Sequence[int] = (),
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Runs a process; on leaving it gets SIGTERM, and SIGKILL when it has not ended by END_S_MAX. stderr goes to `log`;
-    stdout too where nobody reads it: a full pipe would stop the child."""
+    """Runs a process; on leaving, or when this process dies, it gets SIGTERM, and on leaving SIGKILL when it has not ended by
+    END_S_MAX. stderr goes to `log`; stdout too where nobody reads it: a full pipe would stop the child. `keep`: descriptors that
+    it inherits.
+    """
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
             *map(str, command),
             stdout=stderr if stdout_to_log else asyncio.subprocess.PIPE,
             stderr=stderr,
             env={**os.environ, **(environ or {})},
-            preexec_fn=pin(core),
+            preexec_fn=bound(core),
+            pass_fds=keep,
         )
     try:
         yield process

@@ -2,14 +2,15 @@
 
     python -m bench.demo
 
-State lives in var/demo: the same account on every run, a new key each time. A busy port means the next free one.
-Ctrl-C (or SIGTERM) drains the gateway, then ends the providers.
+State lives in var/demo: the same account on every run, a new key each time. A busy port means the next free one, and a
+demo that runs already means a folder of its own, var/demo-2. Ctrl-C (or SIGTERM) drains the gateway, then ends the providers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import signal
 import socket
@@ -17,17 +18,15 @@ import sys
 import time
 import tomllib
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.children import ChildFailed, child, output_of, ready_url
 
 REPOSITORY = Path(__file__).parent.parent
-STATE = REPOSITORY / "var" / "demo"
-CONFIG = STATE / "gateway.toml"
-ACCOUNT = STATE / "account.json"
-STORE = STATE / "gateway.db"
+STATES = [REPOSITORY / "var" / name for name in ("demo", *(f"demo-{number}" for number in range(2, 10)))]
+CONFIG, ACCOUNT, STORE, LOCK = "gateway.toml", "account.json", "gateway.db", "demo.lock"  # in the state's folder
 
 PROVIDERS = {  # name -> rhythm; the base URL that stands for it in config/demo-catalog.toml
     "North": ("ttft_ms=250;tokens_per_s=60;tokens=80", "http://127.0.0.1:9001/v1"),
@@ -44,42 +43,62 @@ class DemoError(Exception):
 
 async def run() -> None:
     """Until Ctrl-C. Raises DemoError or ChildFailed."""
-    STATE.mkdir(parents=True, exist_ok=True)
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     try:
-        await show(stopped)
+        with free_state() as (state, lock):
+            await show(state, stopped, lock)
     except (DemoError, ChildFailed):
         if not stopped.is_set():  # Ctrl-C in the middle of the start also ends the children
             raise
 
 
-async def show(stopped: asyncio.Event) -> None:
+@contextlib.contextmanager
+def free_state() -> Iterator[tuple[Path, int]]:
+    """The first folder that no other demo uses, and the descriptor that locks it: the kernel gives it back however we end.
+
+    Raises DemoError.
+    """
+    for state in STATES:
+        state.mkdir(parents=True, exist_ok=True)
+        with (state / LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield state, lock.fileno()
+            return
+    raise DemoError(f"{len(STATES)} demos run already, in {STATES[0].parent}; end one of them")
+
+
+async def show(state: Path, stopped: asyncio.Event, lock: int) -> None:
     """Start everything, print how to use it, and wait."""
     async with contextlib.AsyncExitStack() as running:
         catalog = (REPOSITORY / "config" / "demo-catalog.toml").read_text()
         processes: list[Process] = []
         for name, (behaviour, placeholder) in PROVIDERS.items():
             options = ("--name", name, "--behaviour", behaviour, *THINKER)
-            process, url = await running.enter_async_context(started(name, "bench.provider", *options))
+            process, url = await running.enter_async_context(started(state, name, "bench.provider", *options))
             processes.append(process)
             catalog = catalog.replace(placeholder, f"{url}/v1")
-        operations_port = write_config(catalog)
-        process, url = await running.enter_async_context(started("gateway", "gateway", "serve", "--config", str(CONFIG)))
+        operations_port = write_config(state, catalog)
+        process, url = await running.enter_async_context(
+            started(state, "gateway", "gateway", "serve", "--config", str(state / CONFIG), keep=(lock,))
+        )
         processes.append(process)
-        say_hello(url, await new_key(), operations_port)
+        say_hello(state, url, await new_key(state), operations_port)
         await first(stopped, processes)
         if not stopped.is_set():
-            raise DemoError(f"a process of the demo ended by itself; see the logs in {STATE}")
+            raise DemoError(f"a process of the demo ended by itself; see the logs in {state}")
         print("stopping", flush=True)
 
 
 @contextlib.asynccontextmanager
-async def started(name: str, *module: str) -> AsyncIterator[tuple[Process, str]]:
+async def started(state: Path, name: str, *module: str, keep: Sequence[int] = ()) -> AsyncIterator[tuple[Process, str]]:
     """A child that has said `ready URL`, and that URL; leaving ends it. Raises ChildFailed."""
-    log = STATE / f"{name.lower()}.log"
-    async with child([sys.executable, "-m", *module], core=None, log=log) as process:
+    log = state / f"{name.lower()}.log"
+    async with child([sys.executable, "-m", *module], core=None, log=log, keep=keep) as process:
         yield process, await ready_url(process, log)
 
 
@@ -92,17 +111,17 @@ async def first(stopped: asyncio.Event, processes: list[Process]) -> None:
     await asyncio.gather(*waits, return_exceptions=True)
 
 
-def write_config(catalog: str) -> int:
-    """config/demo.toml with this run's catalog and free ports, into var/demo; returns the operations port."""
+def write_config(state: Path, catalog: str) -> int:
+    """config/demo.toml with this run's catalog and free ports, into the state's folder; returns the operations port."""
     document = tomllib.loads((REPOSITORY / "config" / "demo.toml").read_text())
     server, operations = document["server"], document["operations"]
     server |= {"port": free_port(server["host"], server["port"]), "runtime_dir": "run", "drain_s": DRAIN_S}
     operations["port"] = free_port(operations["host"], operations["port"])
     document["catalog"] = ["catalog.toml"]
-    document["store"]["url"] = f"sqlite:///{STORE.name}"
+    document["store"]["url"] = f"sqlite:///{STORE}"
     document["journal"]["dir"] = "journal"
-    (STATE / "catalog.toml").write_text(catalog)
-    CONFIG.write_text(f"# Written by bench/demo.py on every run.\n{render_toml(document)}")
+    (state / "catalog.toml").write_text(catalog)
+    (state / CONFIG).write_text(f"# Written by bench/demo.py on every run.\n{render_toml(document)}")
     return int(operations["port"])
 
 
@@ -127,35 +146,35 @@ def free_port(host: str, wanted: int) -> int:
     raise DemoError(f"no free port from {wanted} to {wanted + PORTS_TRIED - 1} on {host}")
 
 
-async def new_key() -> str:
+async def new_key(state: Path) -> str:
     """A fresh key of the demo's account, which is made on the first run. Raises DemoError."""
     try:
-        account = json.loads(ACCOUNT.read_text())["account_id"]
+        account = json.loads((state / ACCOUNT).read_text())["account_id"]
     except (OSError, ValueError, KeyError):
-        created = await admin("account", "create", "--email", "demo@localhost.example", "--usd", "10.00")
-        ACCOUNT.write_text(json.dumps({"account_id": created["account_id"]}))
+        created = await admin(state, "account", "create", "--email", "demo@localhost.example", "--usd", "10.00")
+        (state / ACCOUNT).write_text(json.dumps({"account_id": created["account_id"]}))
         return str(created["key"])
-    created = await admin("key", "create", "--account", account, "--name", time.strftime("demo %Y-%m-%d %H:%M:%S"))
+    created = await admin(state, "key", "create", "--account", account, "--name", time.strftime("demo %Y-%m-%d %H:%M:%S"))
     return str(created["key"])
 
 
-async def admin(group: str, command: str, *arguments: str) -> dict[str, Any]:
+async def admin(state: Path, group: str, command: str, *arguments: str) -> dict[str, Any]:
     """One admin command's JSON result. Raises DemoError with what it said."""
     try:
-        out = await output_of([sys.executable, "-m", "gateway", group, command, "--config", CONFIG, *arguments])
+        out = await output_of([sys.executable, "-m", "gateway", group, command, "--config", state / CONFIG, *arguments])
     except ChildFailed as error:
-        raise DemoError(f"{error}\nremove {STATE} to begin anew") from None
+        raise DemoError(f"{error}\nremove {state} to begin anew") from None
     result: dict[str, Any] = json.loads(out)
     return result
 
 
-def say_hello(url: str, key: str, operations_port: int) -> None:
+def say_hello(state: Path, url: str, key: str, operations_port: int) -> None:
     print(
         f"""
 base URL    {url}/api/v1
 key         {key}
 operations  http://127.0.0.1:{operations_port}/metrics  (also /healthz, /readyz)
-logs        {STATE}/*.log
+logs        {state}/*.log
 
 curl -N {url}/api/v1/chat/completions \\
   -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\

@@ -16,12 +16,13 @@ import uvloop
 from gateway.control.app import Control
 from gateway.domain.catalog import Catalog
 from gateway.domain.errors import StoreUnavailable
-from gateway.link.pulse import ChildArgs
+from gateway.link.pulse import ChildArgs, ignore_foreign_signals
 from gateway.log import Log, exception_fields
 from gateway.settings import ConfigError, Settings, load_settings, read_catalog
 
 
 def main() -> int:
+    ignore_foreign_signals()
     args = msgspec.json.decode(sys.argv[1], type=ChildArgs)
     log = Log("control")
     log.capture_stdlib()

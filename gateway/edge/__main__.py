@@ -10,7 +10,7 @@ import msgspec
 import uvloop
 
 from gateway.edge.app import serve
-from gateway.link.pulse import ChildArgs
+from gateway.link.pulse import ChildArgs, ignore_foreign_signals
 from gateway.log import Log
 
 
@@ -18,6 +18,7 @@ def main() -> None:
     # The pure-Python parser is slower by a factor and lenient in other places: refuse to serve with it.
     if aiohttp.http_parser.HttpRequestParser is aiohttp.http_parser.HttpRequestParserPy:
         raise SystemExit("aiohttp's C parser is not available on this platform")
+    ignore_foreign_signals()
     args = msgspec.json.decode(sys.argv[1], type=ChildArgs)
     log = Log("edge")
     log.start()

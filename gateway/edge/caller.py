@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from gateway.domain.errors import BadRequest, BodyTooLarge, CallerTimeout, GatewayError, HeadersTooLarge, UriTooLong, envelope
 from gateway.edge.deadline import Deadline
 from gateway.edge.door import DRAIN_IDLE_S, Door, Exchange
-from gateway.edge.heads import HEAD_BYTES_MAX, LINE_BYTES_MAX, HeadReader, RequestHead, body_length
+from gateway.edge.heads import HEAD_BYTES_MAX, LINE_BYTES_MAX, HeadReader, RequestHead, body_length, may_be_head
 from gateway.edge.responses import CONTINUE, LAST_CHUNK, answer_head, chunk, error_headers, stream_head
 from gateway.edge.writes import WriteWatch
 from gateway.settings import Server
@@ -141,7 +141,8 @@ class CallerConnection(asyncio.Protocol):
                 return
             self._await_until(self._settings.request_head_s, self._too_slow)
         buffer += data
-        end = buffer.find(b"\r\n\r\n", max(0, self._scanned - 3)) + 4
+        known = self._scanned
+        end = buffer.find(b"\r\n\r\n", max(0, known - 3)) + 4
         self._scanned = len(buffer)
         if 4 <= end <= HEAD_BYTES_MAX:
             head, rest = bytes(buffer[:end]), bytes(buffer[end:])
@@ -152,6 +153,8 @@ class CallerConnection(asyncio.Protocol):
             self._refuse(UriTooLong("the request line is too long"))
         elif len(buffer) > HEAD_BYTES_MAX:
             self._refuse(HeadersTooLarge("the request's headers are too large"))
+        elif not may_be_head(buffer, known):
+            self._refuse(BadRequest("the request is not valid HTTP/1.1"))  # what will never end need not be waited for
 
     def _on_head(self, data: bytes, rest: bytes | None) -> None:
         """A whole head, and what came with it; `rest` None: that is waiting in `_ahead`."""

@@ -76,6 +76,16 @@ class RepeatedHead:
         return 0, 0
 
 
+def may_be_head(begun: bytearray, known: int) -> bool:
+    """Whether this can become a head whose first `known` bytes could: it begins as a method, or as an empty line before one, and
+    no line ends in a bare LF.
+    """
+    first = begun[0]
+    if not (65 <= first <= 90 or first == 13):
+        return False
+    return begun.count(b"\n", known) == begun.count(b"\r\n", max(0, known - 1))
+
+
 class HeadReader:
     """Reads the heads of one connection, one by one."""
 

@@ -21,11 +21,13 @@ CORS = (
 EVERY = CORS + b"X-Content-Type-Options: nosniff\r\n"
 PREFLIGHT = (
     ("Access-Control-Allow-Methods", "GET, POST, PATCH, DELETE, OPTIONS"),
+    # Every header, since clients invent their own: the star covers all but Authorization. Old browsers read it as a name and need the rest.
     (
         "Access-Control-Allow-Headers",
-        "Authorization, Content-Type, HTTP-Referer, X-Title, X-OpenRouter-Title, X-OpenRouter-Categories, X-OpenRouter-Metadata, "
-        "X-OpenRouter-Experimental-Metadata, X-Session-Id, Idempotency-Key, User-Agent, X-Stainless-Lang, X-Stainless-Package-Version, "
-        "X-Stainless-OS, X-Stainless-Arch, X-Stainless-Runtime, X-Stainless-Runtime-Version, X-Stainless-Retry-Count, X-Stainless-Timeout",
+        "*, Authorization, Content-Type, HTTP-Referer, X-Title, X-OpenRouter-Title, X-OpenRouter-Categories, X-OpenRouter-Metadata, "
+        "X-OpenRouter-Experimental-Metadata, X-Session-Id, X-Api-Key, Idempotency-Key, User-Agent, X-Stainless-Lang, "
+        "X-Stainless-Package-Version, X-Stainless-OS, X-Stainless-Arch, X-Stainless-Runtime, X-Stainless-Runtime-Version, "
+        "X-Stainless-Retry-Count, X-Stainless-Timeout",
     ),
     ("Access-Control-Max-Age", "86400"),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 from collections.abc import Callable
 
@@ -27,6 +28,12 @@ class ChildArgs(msgspec.Struct, frozen=True, kw_only=True):
     slot: int = 0  # edges only
     listen_fd: int = -1  # edges only
     workers: int = 1  # edges of this gateway; each has an equal share of what is limited for all
+
+
+def ignore_foreign_signals() -> None:
+    """What is meant for the supervisor ends no child: `pkill -HUP -f gateway` reaches all of them."""
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def pulse_interval_s(hang_s: float) -> float:

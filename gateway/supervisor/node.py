@@ -253,6 +253,8 @@ class Supervisor:
             signal.SIGINT: self._on_stop_signal,
             signal.SIGHUP: self._reload_asked.set,
             signal.SIGUSR2: self._roll_asked.set,
+            # One letter beside it, and its default would end everything without a drain.
+            signal.SIGUSR1: lambda: self._log.warning("signal_ignored", signal="SIGUSR1"),
         }
         for number, act in acts.items():
             loop.add_signal_handler(number, act)

@@ -48,6 +48,7 @@ class ChunkChoice(msgspec.Struct, frozen=True, gc=False):
     delta: Delta | None = None
     text: str | None = None  # legacy completions
     finish_reason: str | UnsetType | None = UNSET
+    error: Raw | UnsetType = UNSET
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):

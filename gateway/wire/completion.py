@@ -35,6 +35,7 @@ _NOT_NULL = frozenset("role tool_calls function_call reasoning_details images an
 _choices_decoder = msgspec.json.Decoder(list[dict[str, Raw]])
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
 _finish_decoder = msgspec.json.Decoder(str | None)
+_json_decoder = msgspec.json.Decoder(Raw)
 _id_decoder = msgspec.json.Decoder(str | int | None)
 
 
@@ -85,6 +86,14 @@ def _normalised(choice: dict[str, Raw], index: int, numbers: CallNumbers | None)
     return out
 
 
+def is_json(data: bytes) -> bool:
+    try:
+        _json_decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
 def is_filled_object(raw: Raw | bytes) -> bool:
     """Whether a member such as `usage` says something."""
     return len(raw) > 4 and bytes(raw).startswith(b"{")
@@ -96,6 +105,21 @@ def id_of(raw: Raw) -> str:
         return str(_id_decoder.decode(raw) or "")
     except msgspec.DecodeError:
         return ""
+
+
+def error_of(data: bytes) -> bytes:
+    """What an event tells that is named an error: its `error` member, or all of it, or its plain text. As JSON."""
+    try:
+        told = bytes(_fields_decoder.decode(data).get("error", b""))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return msgspec.json.encode(data.decode("utf-8", "replace"))
+    return data if told in NO_ERROR else told
+
+
+def is_bare_error(data: bytes) -> bool:
+    """Whether an object without choices is an error in itself: older vLLM's `{"object": "error", "message": ...}`."""
+    fields = _fields_decoder.decode(data)
+    return b'"error"' in (bytes(fields.get("object", b"")), bytes(fields.get("type", b"")))
 
 
 # The decoder refuses half a surrogate pair, which is what an emoji that a provider cut in two leaves in either event.

@@ -19,9 +19,13 @@ from gateway.wire.chunk import Chunk
 from gateway.wire.completion import (
     NO_ERROR,
     CallNumbers,
+    error_of,
     id_of,
+    is_bare_error,
     is_filled_object,
+    is_json,
     is_left_out,
+    normal_finish,
     normalised_choices,
     unveil,
     veil,
@@ -40,7 +44,6 @@ _NO_CHOICES = (b"", b"[]", b"null")
 
 _chunk_decoder = msgspec.json.Decoder(Chunk)
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
-_json_decoder = msgspec.json.Decoder(Raw)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -48,7 +51,7 @@ class Splicer(Form):
     """Rewrites the events of one attempt and keeps account of them. One per attempt, fed block by block.
 
     After each `splice`: `content_events` counts events that added output, `finish_reason` is the provider's word,
-    `usage` the last usage object as bytes, `error` an in-band error object as bytes, `done` whether `[DONE]` came.
+    `usage` the last usage object as bytes, `error` an in-band error as JSON, whatever its form, `done` whether `[DONE]` came.
     Nothing passes after an error or `[DONE]`. `dropped` counts events whose data was not an object.
     """
 
@@ -130,7 +133,7 @@ class Splicer(Form):
         """Whether the event carries usage and nothing else; then it is taken: usage is told once, at the end, with what it costs."""
         usage = rest[len(_USAGE_ALONE) - 1 : -len(b"}\n\n")]
         is_one_line = rest.endswith(b"}}\n\n") and usage.isascii() and len(usage.splitlines()) == 1
-        if not (is_one_line and is_filled_object(usage) and _is_json(usage)):
+        if not (is_one_line and is_filled_object(usage) and is_json(usage)):
             return False
         self.usage, self._last_data = usage, b""
         self._last_begin = self._head_new + _USAGE_ALONE[:-1]
@@ -145,7 +148,10 @@ class Splicer(Form):
         if not said:
             return others and others + b"\n"
         data = b"\n".join(said)
-        if len(said) > 1 and _is_json(data):
+        if b"event: error" in lines or b"event:error" in lines:
+            self.error = error_of(data)
+            return b""
+        if len(said) > 1 and is_json(data):
             data = data.replace(b"\n", b" ")  # between tokens: strings hold no bare line ends
         event = self._data(data)
         return event and others + event
@@ -163,16 +169,22 @@ class Splicer(Form):
         if chunk.error is not UNSET and bytes(chunk.error) not in NO_ERROR:
             self.error = bytes(chunk.error)
             return b""
-        if not chunk.choices and chunk.usage is not UNSET and is_filled_object(chunk.usage):
-            self.usage = bytes(chunk.usage)
-            self._last_data = data  # told once, at the end, with what it costs
-            return b""
+        if not chunk.choices:
+            if chunk.usage is not UNSET and is_filled_object(chunk.usage):
+                self.usage = bytes(chunk.usage)
+                self._last_data = data  # told once, at the end, with what it costs
+                return b""
+            if chunk.choices is None and is_bare_error(data):
+                self.error = data
+                return b""
         adds, finish, clean = self._account(chunk)
         usage_null = False
         if chunk.usage is not UNSET:
             usage_null = bytes(chunk.usage) == b"null"
             if is_filled_object(chunk.usage):
                 self.usage = bytes(chunk.usage)
+        if self.error is not None:
+            return b""
         if clean and not self._first_data:
             self._learn_common(data, chunk)
         if (
@@ -219,8 +231,12 @@ class Splicer(Form):
                         self._numbers = CallNumbers() if self._numbers is None else self._numbers
             if choice.text:
                 adds = True
+            if choice.error is not UNSET and bytes(choice.error) not in NO_ERROR:
+                self.error = bytes(choice.error)
             if choice.finish_reason:
                 self.finish_reason = finish = choice.finish_reason
+                if self.error is None and normal_finish(finish) == "error":
+                    self.error = _encode({"message": f"finish_reason: {finish}"})
                 clean = clean and len(chunk.choices or ()) == 1 and self._numbers is None
             elif choice.finish_reason is not None:  # missing, or an empty text, which is none of the contract's words
                 clean = False
@@ -290,11 +306,3 @@ class Splicer(Form):
             if name not in OURS and name not in ("choices", "usage") and not is_left_out(name, raw):
                 members.append(_encode(name) + b":" + bytes(raw).replace(b"\n", b" "))
         return b"data: {" + b",".join(members) + b',"choices":[],"usage":' + usage + b"}\n\n"
-
-
-def _is_json(data: bytes) -> bool:
-    try:
-        _json_decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError):
-        return False
-    return True

@@ -208,7 +208,7 @@ SHAPES: dict[str, Shape] = {
             '{"id":"chatcmpl-9f","object":"chat.completion.chunk","created":1,"model":"Qwen/Qwen3-8B","choices":null,"usage":{"prompt_tokens":5,"total_tokens":8,"completion_tokens":3}}',
             "[DONE]",
         ],
-        2, "abort", 8, "chatcmpl-9f",
+        2, "abort", None, "chatcmpl-9f",
     ),
     "a gateway like ours": Shape(
         [

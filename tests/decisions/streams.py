@@ -88,6 +88,10 @@ def by_the_book(stream: bytes) -> Outcome:
             usage = chunk["usage"]
             if not choices:
                 continue  # told once, at the end, with what it costs
+        spoilt = next((choice["finish_reason"] for choice in choices if _finish(choice.get("finish_reason")) == "error"), None)
+        if spoilt is not None:
+            error = {"message": f"finish_reason: {spoilt}"}
+            break
         events.append((event.type, event.id, rewritten(chunk, calls)))
     return Outcome(events, content_events, finish_reason, usage, error, done, dropped)
 
@@ -127,10 +131,14 @@ def _is_changed(choice: dict[str, Any]) -> bool:
     return nulls or unnumbered or "index" not in choice or choice.get("finish_reason", "") is not None
 
 
+def _finish(native: str | None) -> str | None:
+    return FINISH_REASONS.get(native.lower().split(":")[0], "stop") if native else None
+
+
 def _choice(choice: dict[str, Any], index: int, calls: list[Any]) -> dict[str, Any]:
     out = {"index": index, **choice}
     native = choice.get("finish_reason") or None
-    out["finish_reason"] = FINISH_REASONS.get(native.lower().split(":")[0], "stop") if native else None
+    out["finish_reason"] = _finish(native)
     out.setdefault("native_finish_reason", native)
     if choice.get("delta"):
         out["delta"] = {name: value for name, value in choice["delta"].items() if value is not None or name not in NOT_NULL_IN_DELTA}

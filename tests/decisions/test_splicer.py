@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.wire.completion import normal_finish
 from gateway.wire.shape import Shape
 from gateway.wire.sse import Splicer
 from tests.decisions.shapes import OPENAI, SHAPES
@@ -30,6 +31,11 @@ def test_every_shape_leaves_in_our_name_and_exactly_counted(name: str) -> None:
     assert (splicer.usage is None) == (shape.total_tokens is None)
     if splicer.usage is not None:
         assert json.loads(splicer.usage)["total_tokens"] == shape.total_tokens
+    if normal_finish(shape.finish_reason) == "error":  # the provider gave up: nothing passes from there on
+        assert json.loads(splicer.error or b"{}") == {"message": f"finish_reason: {shape.finish_reason}"}
+        assert (splicer.done, splicer.dropped) == (False, 0)
+        assert not any(json.loads(event.data)["choices"][0].get("finish_reason") for event in parsed(whole))
+        return
     assert (splicer.done, splicer.dropped, splicer.error) == (shape.lines[-1] == "[DONE]", 0, None)
     chunks = [json.loads(event.data) for event in parsed(whole)]
     assert {(chunk["id"], chunk["model"], chunk["provider"]) for chunk in chunks} == {(GENERATION, MODEL, PROVIDER)}

@@ -118,7 +118,9 @@ ATTACKS = {
     "te-other-case": read_as((200,), POST + b"transfer-ENCODING: ChUnKeD\r\n\r\n" + CHUNKS),
     "te-underscore-beside-cl": read_as((200,), with_header(b"Transfer_Encoding: chunked")),
     # Lines and bytes.
-    "bare-lf-everywhere": refused(400, GOOD_REQUEST.replace(b"\r\n", b"\n") + b"\r\n\r\n"),
+    "bare-lf-everywhere": refused(400, GOOD_REQUEST.replace(b"\r\n", b"\n")),
+    "bare-lf-everywhere-then-an-end": refused(400, GOOD_REQUEST.replace(b"\r\n", b"\n") + b"\r\n\r\n"),
+    "bare-lf-in-a-head-without-end": refused(400, POST + b"X: a\nY: b\r\n"),
     "bare-lf-request-line": refused(400, GOOD_REQUEST.replace(b"\r\n", b"\n", 1)),
     "bare-lf-header": refused(400, with_header(b"X: a\nY: b")),
     "bare-lf-empty-line": refused(400, POST + LENGTH + b"\n" + BODY + b"\r\n\r\n"),
@@ -207,13 +209,16 @@ ATTACKS = {
         (404,), b"GET /nowhere HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(SECOND) + SECOND
     ),
     "request-as-chunk": read_as((400,), chunked(b"%x\r\n%b\r\n0\r\n\r\n" % (len(SECOND), SECOND))),
-    "length-too-short": read_as((400, 408), with_length(b"%d" % (len(BODY) - 1)), closed=True),
+    "length-too-short": read_as((400, 400), with_length(b"%d" % (len(BODY) - 1)), closed=True),
     "length-too-long": read_as((400,), with_length(b"%d" % (len(BODY) + 4)) + b"xxxx"),
     "good-then-good": read_as((200, 200), GOOD_REQUEST + SECOND),
     "good-then-garbage": read_as((200, 400), GOOD_REQUEST + b"\x16\x03\x01 garbage\r\n\r\n", closed=True),
     "good-then-body-again": read_as((200, 400), GOOD_REQUEST + BODY + b"\r\n\r\n", closed=True),
     "close-then-more": read_as((200,), with_header(b"Connection: close") + SECOND, closed=True),
-    "tls-hello": refused(400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"),
+    "tls-hello": refused(400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x5a" * 32),
+    "tls-hello-then-an-end": refused(400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"),
+    "zeros": refused(400, bytes(64)),
+    "json-without-a-head": refused(400, BODY),
 }  # fmt: skip
 
 
@@ -238,9 +243,9 @@ async def test_inp_01_one_request_in_one_request_out(stage: Stage, name: str, pi
             await write_in_pieces(caller, data)
         answers = [await caller.answer() for _ in attack.statuses]
         assert tuple(status for status, _, _ in answers) == attack.statuses
-        for status, headers, body in answers:
+        for number, (status, headers, body) in enumerate(answers, 1):
             assert status == 200 or b'"error"' in body
-            assert (headers.get("connection") == "close") == (attack.closed and status == attack.statuses[-1])
+            assert (headers.get("connection") == "close") == (attack.closed and number == len(answers))
         if attack.closed:
             assert await caller.reader.read() == b""
         else:  # the connection is where both sides think it is

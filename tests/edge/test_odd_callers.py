@@ -97,6 +97,7 @@ async def test_str_08_preflight_allows_what_browsers_send(stage: Stage) -> None:
             assert "POST" in headers["access-control-allow-methods"]
             allowed = headers["access-control-allow-headers"].lower()
             assert all(name in allowed for name in ("authorization", "content-type", "http-referer", "x-title"))
+            assert "*" in allowed.split(", ")  # x-openrouter-cache, x-stainless-helper-method, whatever a client invents
 
 
 # Expect

@@ -265,8 +265,10 @@ async def test_an_answer_that_ends_in_error_is_free(shop: Shop, stream: bool) ->
         answers(shop, event({"content": "a"}), event({}, finish="error", usage=told))
     else:
         shop.raw.answers(whole(told, finish="error"))
-    usage, record = await settled(shop, await shop.ask("acme/raw", stream=stream))
-    assert (nanos(usage["cost"]), record.unbilled_nanos) == (0, priced(PLAIN, {"prompt": 50, "completion": 4}))
+    answered = await shop.ask("acme/raw", stream=stream)
+    record = await shop.record(answered.headers["X-Generation-Id"])
+    assert (record.charged_nanos, record.unbilled_nanos) == (0, priced(PLAIN, {"prompt": 50, "completion": 4}))
+    assert record.finish_reason == "error" and (stream or nanos(usage_of(answered)["cost"]) == 0)
 
 
 async def test_a_stream_that_says_nothing_is_no_answer_and_free(shop: Shop) -> None:

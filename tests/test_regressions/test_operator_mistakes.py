@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -50,3 +51,34 @@ def test_a_number_of_thousands_of_digits_is_a_problem_with_file_and_key(tmp_path
         load_settings(config)
     problem = refused.value.problems[0]
     assert problem.file == str(config) and problem.message.startswith("not TOML")
+
+
+def test_signals_that_reach_the_wrong_process_end_nothing(running: RunningGateway) -> None:
+    """`pkill -HUP -f gateway` reaches all of them, and USR1 is one letter beside USR2."""
+    before = running.health()
+    for pid in (running.pid, before["control"], *before["edges"]):
+        os.kill(pid, signal.SIGUSR1)
+        os.kill(pid, signal.SIGHUP)
+    running.logged("signal_ignored")
+    running.logged("catalog_reloaded")
+    assert running.health() == before
+    for pid in (before["control"], *before["edges"]):
+        os.kill(pid, signal.SIGUSR2)
+    running.create_account("carl@example.com")
+    assert running.health() == before and not [line for line in running.log if line["event"] == "process_ended"]
+
+
+@pytest.mark.parametrize("damage", ["overwritten", "cut"])
+def test_a_damaged_store_is_named_with_what_is_wrong_and_what_to_do(tmp_path: Path, damage: str) -> None:
+    gateway = RunningGateway(tmp_path / "g", "")
+    store = gateway.folder / "gateway.db"
+    gateway.create_account()
+    if damage == "overwritten":
+        store.write_bytes(b"no database, surely, but some other file that lay in its place" * 100)
+    else:
+        store.write_bytes(store.read_bytes()[:8000])
+    command = [sys.executable, "-m", "gateway", "ledger", "verify", "--config", str(gateway.config)]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=START_S_MAX, check=False)
+    assert told.returncode == 3 and told.stdout == ""
+    message = json.loads(told.stderr)["error"]["message"]
+    assert str(store) in message and "restore a backup" in message

@@ -34,7 +34,7 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
     created_at: str
     updated_at: str | None
     expires_at: str | None
-    last_used_at: str | None  # the UTC day
+    last_used_at: str | None  # the UTC day, begun at midnight or with the key
     creator_user_id: str | None
     external_user: str | None = None
     workspace_id: str
@@ -60,7 +60,7 @@ def key_list_row(key: Key, usage: KeyUsage, last_day: str | None) -> KeyRow:
         created_at=iso_time(key.created_at_ms),
         updated_at=iso_time(key.updated_at_ms) if key.updated_at_ms is not None else None,
         expires_at=iso_time(key.expires_at_s * 1000) if key.expires_at_s is not None else None,
-        last_used_at=f"{last_day}T00:00:00.000Z" if last_day is not None else None,
+        last_used_at=max(f"{last_day}T00:00:00.000Z", iso_time(key.created_at_ms)) if last_day is not None else None,
         creator_user_id=key.account_id,
         workspace_id=workspace_of(key.account_id),
     )

@@ -164,7 +164,9 @@ async def test_usage_is_per_key_and_window_and_equals_what_the_key_says_itself(p
     first = rows[digest(premises.ada)]
     assert [first[f"usage{window}"] for window in ("", "_daily", "_weekly", "_monthly")] == [0.4, 0.1, 0.2, 0.3]
     assert first["last_used_at"] == "2026-11-25T00:00:00.000Z"
-    assert rows[digest(second)]["usage"] == 0.25
+    made_today = rows[digest(second)]
+    assert made_today["usage"] == 0.25
+    assert made_today["last_used_at"] == made_today["created_at"]  # not at a midnight before it was there
     own = (await premises.ask("GET", "/api/v1/key", premises.ada))["data"]
     shared = first.keys() & own.keys()
     assert len(shared) > 10 and {name: own[name] for name in shared} == {name: first[name] for name in shared}

@@ -37,7 +37,7 @@ from gateway.control.store import (
 from gateway.control.store.lock import StoreLock
 from gateway.control.store.migrations import migrate, read_migrations
 from gateway.control.store.sqlite import accounts, credits, generations, leases, ledger
-from gateway.control.store.sqlite.database import Connection, connect, cut_log, listed, translated
+from gateway.control.store.sqlite.database import Connection, connect, cut_log, listed, opening, translated
 from gateway.control.store.sqlite.leases import SqliteLeaseBook
 from gateway.control.store.sqlite.management import SqliteManagement
 from gateway.domain.errors import BadRequest, StoreUnavailable
@@ -70,7 +70,7 @@ class SqliteStore(SqliteManagement):
         Raises StoreLocked when another process has it open for longer than `wait_s`, StoreUnavailable.
         """
         async with contextlib.AsyncExitStack() as opened:
-            with translated():
+            with opening(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lock = StoreLock(path.with_name(path.name + ".lock"))
                 await _acquire(lock, wait_s)

@@ -28,6 +28,17 @@ def translated() -> Iterator[None]:
         raise StoreUnavailable("The store did not answer; try again shortly", retry_after_s=1) from error
 
 
+@contextlib.contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """The same while the file is opened: whoever started us is told which one it is and what is wrong with it."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        damaged = getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+        advice = "; restore a backup in its place" if damaged else ""
+        raise StoreUnavailable(f"the store {path} cannot be opened: {error}{advice}") from error
+
+
 class Connection(aiosqlite.Connection):
     """One that also runs whole functions in its thread, in the same order as single statements."""
 
