@@ -10,6 +10,8 @@ Sources: WHATWG server-sent events grammar; OpenAI and OpenRouter chunk shapes, 
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from msgspec import UNSET, Raw
 
@@ -23,6 +25,7 @@ from gateway.wire.completion import (
     is_filled_object,
     is_json,
     is_left_out,
+    missing_members,
     normal_finish,
     normalised_choices,
     unveil,
@@ -36,6 +39,7 @@ DONE = b"data: [DONE]\n\n"
 
 _OURS = frozenset(("id", "model", "provider"))
 _LEARNED_WITH = frozenset(("id", "model", "choices"))
+_CREATED = re.compile(rb'"created":\d+,')
 
 _chunk_decoder = msgspec.json.Decoder(Chunk)
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
@@ -290,7 +294,8 @@ class Splicer:
             return b""
         if not self.upstream_id and "id" in fields:
             self.upstream_id = id_of(fields["id"])
-        members = [self._head]
+        missing = self._missing(fields)
+        members = [self._head, *missing]
         for name, raw in fields.items():
             if name in _OURS or is_left_out(name, raw):
                 continue
@@ -298,8 +303,14 @@ class Splicer:
                 _encode(name) + b":" + (bytes(raw) if clean or name != "choices" else _encode(normalised_choices(raw, self._numbers)))
             )
         if clean:
-            self._learn(data, fields)
+            self._learn(data, fields, missing)
         return b"data: {" + b",".join(members) + b"}\n\n"
+
+    def _missing(self, fields: dict[str, Raw]) -> list[bytes]:
+        """`object` and `created` where the provider has none; what it has in their place is taken out of `fields`."""
+        is_text = b'"text":' in self._first_data and b'"delta"' not in self._first_data
+        kind = b'"text_completion"' if is_text else b'"chat.completion.chunk"'
+        return missing_members(fields, kind, self._head.split(b'"', 4)[3].decode())
 
     def final_event(self, usage: bytes) -> bytes:
         """The event that carries usage: ours, with what else the provider said beside its own."""
@@ -312,7 +323,7 @@ class Splicer:
         fields = _fields_decoder.decode(data or self._first_data or b"{}")
         if not data:  # the provider told no usage: only what all events have in common
             fields = {name: fields[name] for name in ("object", "created") if name in fields}
-        members = [self._head]
+        members = [self._head, *self._missing(fields)]
         for name, raw in fields.items():
             if name not in _OURS and name not in ("choices", "usage") and not is_left_out(name, raw):
                 members.append(_encode(name) + b":" + bytes(raw).replace(b"\n", b" "))
@@ -332,6 +343,8 @@ class Splicer:
             and b"[" not in head
             and chunk.usage is chunk.error is chunk.provider is UNSET
             and bytes(chunk.system_fingerprint or b"") != b"null"
+            and (b'"object":"chat.completion.chunk",' in head or b'"object":"text_completion",' in head)
+            and _CREATED.search(head)
         ):
             self._first_data = data
             self.upstream_id = id_of(chunk.id)
@@ -360,8 +373,9 @@ class Splicer:
             self._lead_old, self._trail_old = b"data: %b%b" % (head, shape.text_before), shape.text_after
             self._lead_new, self._trail_new = self._head_new + shape.text_before, shape.text_after
 
-    def _learn(self, data: bytes, fields: dict[str, Raw]) -> None:
-        """What this upstream writes around `choices`. After it only what we exchange is learned, for the rest may vary.
+    def _learn(self, data: bytes, fields: dict[str, Raw], missing: list[bytes]) -> None:
+        """What this upstream writes around `choices`. After it only what we exchange is learned, for the rest may vary. `missing` are
+        members that are ours to add.
 
         Nothing is learned of an event that does not name both its id and its model: the next one may, in any place.
         """
@@ -378,7 +392,7 @@ class Splicer:
                 continue
             self._rests = _NO_RESTS
             self._head_old = head
-            self._head_new = b"data: {" + self._head + b"," + self._kept(before, fields)
+            self._head_new = b"data: {" + b",".join([self._head, *missing]) + b"," + self._kept(before, fields)
             if _OURS.isdisjoint(names[at:]):
                 self._tail_old, self._tail_new = b"", b"\n\n"
                 self._nulls = tuple(member for name, member in after if is_left_out(name, fields[name]))
