@@ -196,7 +196,7 @@ def answer(kind: str) -> bytes:
 
 def sse_frames() -> list[bytes]:
     """The chunks of the answer to a streamed request, one event each."""
-    common = {"id": "chatcmpl-1", "created": 1, "model": "sage-1"}
+    common = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "sage-1"}
     events: list[dict[str, object]] = [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
     events += [{"delta": {"content": " word"}, "finish_reason": None}] * 20
     events.append({"delta": {}, "finish_reason": "stop"})

@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from gateway.wire.completion import NO_ERROR, id_of, is_filled_object, normal_finish, normalised_choices, unveil, veil
+from gateway.wire.completion import (
+    NO_ERROR,
+    id_of,
+    is_filled_object,
+    missing_members,
+    normal_finish,
+    normalised_choices,
+    unveil,
+    veil,
+)
 
 
 class NotAnAnswer(Exception):
@@ -58,9 +67,10 @@ class _Message(msgspec.Struct, frozen=True, gc=False):
     audio: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
     def may_hold_null(self) -> bool:
-        """Whether there is, or may be, a null where strict clients refuse one."""
+        """Whether there is, or may be, a null where strict clients refuse one, or no role."""
         return (
             self.role is None
+            or self.role is msgspec.UNSET
             or self.tool_calls is None
             or self.reasoning_details is None
             or self.images is None
@@ -88,7 +98,7 @@ _Absent = Annotated[str, msgspec.Meta(min_length=1, max_length=0)]  # no value i
 
 
 class _CommonMessage(msgspec.Struct, frozen=True, gc=False):
-    role: str = ""
+    role: str
     content: str | list[msgspec.Raw] | None = None
     tool_calls: list[msgspec.Raw] = []
     reasoning_details: list[msgspec.Raw] = []
@@ -108,6 +118,8 @@ class _CommonChoice(msgspec.Struct, frozen=True, gc=False):
 class _Common(msgspec.Struct, frozen=True, gc=False):
     id: str
     model: str
+    object: Literal["chat.completion", "text_completion"]
+    created: int
     choices: Annotated[list[_CommonChoice], msgspec.Meta(min_length=1, max_length=1)]
     usage: msgspec.Raw
     error: _Absent = ""
@@ -179,6 +191,9 @@ def _rewritten(body: bytes, generation_id: str, model: str, provider: str) -> An
     pieces: list[bytes | msgspec.Raw] = [
         b'{"id":"', generation_id.encode(), b'","provider":', _encode(provider), b',"model":', _encode(model)
     ]  # fmt: skip
+    kind = b'"chat.completion"' if b'"message"' in bytes(raw) else b'"text_completion"'
+    for member in missing_members(fields, kind, generation_id):
+        pieces += (b",", member)
     for name, value in fields.items():
         if name not in _OURS:
             pieces += (b",", _encode(name), b":", value)

@@ -75,6 +75,8 @@ def _normalised(choice: dict[str, Raw], index: int, numbers: CallNumbers | None)
             kept: dict[str, object] = {key: raw for key, raw in said.items() if key not in _NOT_NULL or bytes(raw) != b"null"}
             if numbers is not None and "tool_calls" in kept:
                 kept["tool_calls"] = [numbers.numbered(call) for call in _choices_decoder.decode(said["tool_calls"])]
+            if name == "message" and "role" not in kept:
+                kept = {"role": "assistant", **kept}
             out[name] = kept
     raw = choice.get("finish_reason")
     native = _finish_decoder.decode(raw) if raw is not None else None
@@ -105,6 +107,21 @@ def id_of(raw: Raw) -> str:
         return str(_id_decoder.decode(raw) or "")
     except msgspec.DecodeError:
         return ""
+
+
+def missing_members(fields: dict[str, Raw], kind: bytes, generation_id: str) -> list[bytes]:
+    """`object` and `created`, which strict clients require, where the provider wrote none that will do; what it wrote is taken out of
+    `fields`. `kind` is the object as JSON; the second is the one that our id names.
+    """
+    missing = []
+    if bytes(fields.get("object", b"")) not in (kind, b'"text_completion"'):
+        fields.pop("object", None)
+        missing.append(b'"object":' + kind)
+    if not bytes(fields.get("created", b"")).isdigit():
+        fields.pop("created", None)
+        second = generation_id.split("-")[1] if "-" in generation_id else ""
+        missing.append(b'"created":' + (second.encode() if second.isdigit() else b"0"))
+    return missing
 
 
 def error_of(data: bytes) -> bytes:

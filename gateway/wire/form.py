@@ -16,6 +16,7 @@ from gateway.wire.shape import Rest, Shape
 
 OURS = frozenset(("id", "model", "provider"))
 _LEARNED_WITH = frozenset(("id", "model", "choices"))
+_CREATED = re.compile(rb'"created":\d+,')
 _BEGUN = re.compile(rb'data: \{"id":"([ !#-\[\]-~]*)')  # an id of plain ASCII
 
 _encode = msgspec.json.Encoder().encode
@@ -58,6 +59,8 @@ class Form:
             and b"[" not in head
             and chunk.usage is chunk.error is chunk.provider is UNSET
             and bytes(chunk.system_fingerprint or b"") != b"null"
+            and (b'"object":"chat.completion.chunk",' in head or b'"object":"text_completion",' in head)
+            and _CREATED.search(head)
         ):
             self._first_data = data
             self.upstream_id = id_of(chunk.id)
@@ -86,8 +89,9 @@ class Form:
             self._lead_old, self._trail_old = opening + shape.text_before, shape.text_after
             self._lead_new, self._trail_new = self._head_new + shape.text_before, shape.text_after
 
-    def _learn(self, data: bytes, fields: dict[str, Raw]) -> None:
-        """What this upstream writes around `choices`. After it only what we exchange is learned, for the rest may vary.
+    def _learn(self, data: bytes, fields: dict[str, Raw], missing: list[bytes]) -> None:
+        """What this upstream writes around `choices`. After it only what we exchange is learned, for the rest may vary. `missing` are
+        members that are ours to add.
 
         Nothing is learned of an event that does not name both its id and its model: the next one may, in any place.
         """
@@ -104,7 +108,7 @@ class Form:
                 continue
             self._rests = _NO_RESTS
             self._head_old, self._opening = head, b"data: " + head
-            self._head_new = b"data: {" + self._head + b"," + self._kept(before, fields)
+            self._head_new = b"data: {" + b",".join([self._head, *missing]) + b"," + self._kept(before, fields)
             if OURS.isdisjoint(names[at:]):
                 self._tail_old, self._tail_new = b"", b"\n\n"
                 self._nulls = tuple(member for name, member in after if is_left_out(name, fields[name]))

@@ -25,6 +25,7 @@ from gateway.wire.completion import (
     is_filled_object,
     is_json,
     is_left_out,
+    missing_members,
     normal_finish,
     normalised_choices,
     unveil,
@@ -282,7 +283,8 @@ class Splicer(Form):
             return b""
         if not self.upstream_id and "id" in fields:
             self.upstream_id = id_of(fields["id"])
-        members = [self._head]
+        missing = self._missing(fields)
+        members = [self._head, *missing]
         for name, raw in fields.items():
             if name in OURS or is_left_out(name, raw):
                 continue
@@ -290,8 +292,14 @@ class Splicer(Form):
                 _encode(name) + b":" + (bytes(raw) if clean or name != "choices" else _encode(normalised_choices(raw, self._numbers)))
             )
         if clean:
-            self._learn(data, fields)
+            self._learn(data, fields, missing)
         return b"data: {" + b",".join(members) + b"}\n\n"
+
+    def _missing(self, fields: dict[str, Raw]) -> list[bytes]:
+        """`object` and `created` where the provider has none; what it has in their place is taken out of `fields`."""
+        is_text = b'"text":' in self._first_data and b'"delta"' not in self._first_data
+        kind = b'"text_completion"' if is_text else b'"chat.completion.chunk"'
+        return missing_members(fields, kind, self._head.split(b'"', 4)[3].decode())
 
     def final_event(self, usage: bytes) -> bytes:
         """The event that carries usage: ours, with what else the provider said beside its own."""
@@ -301,7 +309,7 @@ class Splicer(Form):
         fields = _fields_decoder.decode(data or self._first_data or b"{}")
         if not data:  # the provider told no usage: only what all events have in common
             fields = {name: fields[name] for name in ("object", "created") if name in fields}
-        members = [self._head]
+        members = [self._head, *self._missing(fields)]
         for name, raw in fields.items():
             if name not in OURS and name not in ("choices", "usage") and not is_left_out(name, raw):
                 members.append(_encode(name) + b":" + bytes(raw).replace(b"\n", b" "))

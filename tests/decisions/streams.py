@@ -67,6 +67,7 @@ def by_the_book(stream: bytes) -> Outcome:
     content_events = dropped = 0
     finish_reason, usage, error, done = None, None, None, False
     calls: list[Any] = []  # of a provider that does not number them
+    kind = ""
     for event in parsed(stream):
         if event.data.strip() == "[DONE]":
             done = True
@@ -81,6 +82,7 @@ def by_the_book(stream: bytes) -> Outcome:
         if chunk.get("error"):
             error = chunk["error"]
             break
+        kind = kind or ("text_completion" if '"text":' in event.data and '"delta"' not in event.data else "chat.completion.chunk")
         choices = chunk.get("choices") or []
         content_events += any(_adds(choice) for choice in choices)
         finish_reason = next((choice["finish_reason"] for choice in choices if choice.get("finish_reason")), finish_reason)
@@ -92,7 +94,7 @@ def by_the_book(stream: bytes) -> Outcome:
         if spoilt is not None:
             error = {"message": f"finish_reason: {spoilt}"}
             break
-        events.append((event.type, event.id, rewritten(chunk, calls)))
+        events.append((event.type, event.id, rewritten(chunk, calls, kind)))
     return Outcome(events, content_events, finish_reason, usage, error, done, dropped)
 
 
@@ -112,9 +114,13 @@ FINISH_REASONS |= {"model_length": "length", "function_call_filter": "error", "a
 FINISH_REASONS |= {name: name for name in ("stop", "length", "tool_calls", "content_filter", "error")}
 
 
-def rewritten(chunk: dict[str, Any], calls: list[Any]) -> dict[str, Any]:
+def rewritten(chunk: dict[str, Any], calls: list[Any], kind: str) -> dict[str, Any]:
     """The documented changes, and no others."""
     out = {**chunk, "id": GENERATION, "model": MODEL, "provider": PROVIDER}
+    if out.get("object") not in (kind, "text_completion"):
+        out["object"] = kind
+    if type(out.get("created")) is not int or out["created"] < 0:
+        out["created"] = int(GENERATION.split("-")[1])
     out.pop("usage", None)
     out.pop("error", None)
     if out.get("system_fingerprint", "") is None:

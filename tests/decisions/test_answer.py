@@ -103,6 +103,8 @@ def test_required_members_are_there_and_nulls_are_not_where_clients_refuse_them(
         "id": GENERATION,
         "provider": PROVIDER,
         "model": MODEL,
+        "object": "chat.completion",
+        "created": int(GENERATION.split("-")[1]),
         "system_fingerprint": None,
         "choices": [
             {
@@ -114,6 +116,17 @@ def test_required_members_are_there_and_nulls_are_not_where_clients_refuse_them(
             {"index": 1, "text": "x", "finish_reason": None, "native_finish_reason": None},
         ],
     }
+
+
+@pytest.mark.parametrize("object_", [None, "", "chat.completion.chunk", 5])
+@pytest.mark.parametrize("created", [None, 1764031697.5, "1764031697", -1])
+def test_an_object_or_a_time_that_strict_clients_refuse_is_replaced(object_: object, created: object) -> None:
+    message = {"content": "x"}  # without a role, which they require
+    found = shown(read({"object": object_, "created": created, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}))
+    assert (found["object"], found["created"]) == ("chat.completion", int(GENERATION.split("-")[1]))
+    assert found["choices"][0]["message"] == {"role": "assistant", "content": "x"}
+    text = shown(read({"object": object_, "created": created, "choices": [{"index": 0, "text": "x", "finish_reason": "stop"}]}))
+    assert text["object"] == "text_completion"
 
 
 @pytest.mark.parametrize("usage", [None, {}, 5, "many", [], [1, 2, 3]])

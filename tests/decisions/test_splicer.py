@@ -216,9 +216,26 @@ def test_an_object_of_unusual_types_passes_and_counts(odd: str, learned: bool) -
         splicer.splice(stream_of([CHUNK % '{"content":"x"}']))
     before = splicer.content_events
     (event,) = parsed(splicer.splice(stream_of([odd])))
-    expected = {**json.loads(odd), "id": GENERATION, "model": MODEL, "provider": PROVIDER}
+    added = {"object": "chat.completion.chunk", "created": int(GENERATION.split("-")[1])}
+    expected = {**added, **json.loads(odd), "id": GENERATION, "model": MODEL, "provider": PROVIDER}
     assert json.loads(event.data) == expected
     assert (splicer.content_events - before, splicer.dropped) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("member", "object_"),
+    [('"delta":{"content":"%s"}', "chat.completion.chunk"), ('"text":"%s"', "text_completion")],
+)
+@pytest.mark.parametrize(
+    "told", ["", '"object":null,"created":null,', '"object":"","created":1.5,', '"object":"chat.completion","created":"1",']
+)
+def test_every_event_has_an_object_and_a_time_whatever_the_provider_says(told: str, member: str, object_: str) -> None:
+    event = '{"id":"up-1",%s"model":"m","choices":[{"index":0,%s,"finish_reason":%s}]}'
+    lines = [event % (told, member % text, "null") for text in "abc"] + [event % (told, member % "", '"stop"'), "[DONE]"]
+    sent, splicer = spliced([stream_of(lines)])
+    events = [json.loads(each.data) for each in parsed(sent + splicer.final_event(b'{"total_tokens":5}'))]
+    assert len(events) == 5
+    assert {(each["object"], each["created"]) for each in events} == {(object_, int(GENERATION.split("-")[1]))}
 
 
 def test_an_unusual_event_still_brings_usage_and_errors() -> None:

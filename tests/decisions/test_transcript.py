@@ -69,6 +69,8 @@ def text_in(data: bytes) -> str:
 def test_a_stream_cut_anywhere_and_gone_on_with_has_each_character_once(
     texts: list[str], is_ascii: bool, halves: bool, spaced: bool, at: int, cuts: list[int], repeats: bool
 ) -> None:
+    if halves:  # an event with a NUL and half a pair is dropped: the two cannot be told apart once it is read
+        texts = [text.replace("\0", "0") for text in texts]
     whole, transcript = "".join(texts), Transcript()
     data = events(pieces_of(texts, is_ascii=is_ascii, halves=halves and is_ascii), spaced=spaced)
     first = TranscribingSplicer("gen-1", "acme/a", "North", Shape(), transcript, goes_on=False, repeats=False)

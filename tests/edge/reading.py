@@ -43,6 +43,7 @@ def objects(stream: bytes) -> Iterator[dict[str, Any]]:
 def expected(stream: bytes, generation: str) -> Iterator[dict[str, Any]]:
     """What a caller is to read: the provider's objects with the fields that are documented as rewritten, its last count in our words."""
     ours = {"id": generation, "model": RAW, "provider": "Raw"}
+    missing = {"object": "chat.completion.chunk", "created": int(generation.split("-")[1])}
     counts = {"prompt_tokens": 2, "completion_tokens": 0}  # "Hello" at four bytes a token
     told: dict[str, int] = {}
     last: dict[str, Any] | None = None
@@ -59,8 +60,8 @@ def expected(stream: bytes, generation: str) -> Iterator[dict[str, Any]]:
                 choice["native_finish_reason"] = choice["finish_reason"]
         deltas = [choice["delta"] for choice in part["choices"]]
         counts["completion_tokens"] += any(value for delta in deltas for name, value in delta.items() if name != "role")
-        yield {**part, **ours}
-    yield {**(last or {}), **ours, "choices": [], "usage": priced(**(told or counts))}
+        yield {**missing, **part, **ours}
+    yield {**missing, **(last or {}), **ours, "choices": [], "usage": priced(**(told or counts))}
 
 
 def priced(*, prompt_tokens: int, completion_tokens: int, total_tokens: int = 0) -> dict[str, Any]:
