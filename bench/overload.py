@@ -188,21 +188,37 @@ async def offered(target: Target, *, times: float, rate_per_s: float, connection
 
 
 def broken_promises(found: Overload) -> list[str]:
-    """A line each. The first offer is of an unloaded gateway; the peak is the best seen, the closed loop's included."""
-    unloaded, *loaded = found.offers
+    """A line each."""
+    bare = [
+        f"{each.times:g}x: {each.bare} refusals without Retry-After or of other statuses, {each.broken} without an answer"
+        for each in found.offers
+        if each.bare or each.broken
+    ]
+    return [*bare, *lacking(found), *late(found)]
+
+
+def lacking(found: Overload) -> list[str]:
+    """Where goodput is less than promised. The peak is the best seen, the closed loop's included."""
+    loaded = found.offers[1:]  # the first is of an unloaded gateway
     peak_per_s = max(found.capacity_per_s, *(each.goodput_per_s for each in loaded))
     peak_per_cpu_s = max(found.capacity_per_cpu_s, *(each.goodput_per_s / each.core for each in loaded))
     lines = []
     for each in loaded:
-        name, wanted = f"{each.times:g}x", GOODPUT_MIN.get(each.times, 0.0)
-        share = max(each.goodput_per_s / peak_per_s, each.goodput_per_s / each.core / peak_per_cpu_s)
+        share, wanted = each.goodput_per_s / peak_per_s, GOODPUT_MIN.get(each.times, 0.0)
+        share = max(share, each.goodput_per_s / each.core / peak_per_cpu_s)
         if share < wanted:
-            lines.append(f"{name}: goodput is {share:.0%} of the peak of {peak_per_s:,.0f}/s, not {wanted:.0%}")
+            lines.append(f"{each.times:g}x: goodput is {share:.0%} of the peak of {peak_per_s:,.0f}/s, not {wanted:.0%}")
+    return lines
+
+
+def late(found: Overload) -> list[str]:
+    """Where what was accepted took longer than promised."""
+    unloaded, *loaded = found.offers
+    lines = []
+    for each in loaded:
         p99_ms_max = max(P99_FLOOR_MS, P99_TIMES_MAX * unloaded.accepted_ms_p99 / min(1.0, each.core))
         if each.accepted_ms_p99 > p99_ms_max:
-            lines.append(f"{name}: p99 of accepted requests is {each.accepted_ms_p99:.0f} ms, not {p99_ms_max:.0f}")
-        if each.bare or each.broken:
-            lines.append(f"{name}: {each.bare} refusals without Retry-After or of other statuses, {each.broken} without an answer")
+            lines.append(f"{each.times:g}x: p99 of accepted requests is {each.accepted_ms_p99:.0f} ms, not {p99_ms_max:.0f}")
     return lines
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TURN_S = 0.001
 WAIT_S_MAX = 0.2  # some thousands of requests at once; less than most models take to say their first word
-TURNS_MIN = 10  # that such a wait has lasted for
+TURNS_MIN = 3  # that such a wait has lasted for
 
 
 class Intake:
