@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.edge.exchange import InferenceExchange
 
 TURN_S = 0.001
-WAIT_S_MAX = 0.2  # some thousands of requests at once; less than most models take to say their first word
+WAIT_S_MAX = 1.0  # ten thousand requests at once, on a machine of their own
 TURNS_MIN = 3  # that such a wait has lasted for
 
 
