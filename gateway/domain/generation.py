@@ -35,7 +35,7 @@ class GenerationIds:
         return f"gen-{now_s}-{self._noise.pop()}"
 
 
-class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+class AttemptRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One call to one endpoint, as the generation remembers it."""
 
     endpoint_id: str
@@ -47,7 +47,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, 
     charged_nanos: int = 0
 
 
-class Generation(msgspec.Struct, kw_only=True, array_like=True, gc=False):
+class Generation(msgspec.Struct, array_like=True, gc=False):
     """The durable record of one exchange that reached a provider: what the journal carries and the store keeps.
 
     Money is in nanos. `settles` names the leased resources that `charged_nanos` was spent from, and the quota that it counts against.

@@ -76,13 +76,13 @@ class Attempt(CallListener):
 
     def record(self) -> AttemptRecord:
         """What the generation remembers of this attempt."""
-        endpoint = self.endpoint
+        endpoint, first_content_at = self.endpoint, self.first_content_at
         return AttemptRecord(
-            endpoint_id=endpoint.id,
-            provider=endpoint.provider,
-            outcome=self.outcome or EdgeLost.code,  # of a stream that runs: what its mark says if nothing follows
-            status=self.provider_status,
-            latency_ms=int((self.first_content_at - self.started_at) * 1000) if self.first_content_at else self.waited_ms,
+            endpoint.id,
+            endpoint.provider,
+            self.outcome or EdgeLost.code,  # of a stream that runs: what its mark says if nothing follows
+            self.provider_status,
+            int((first_content_at - self.started_at) * 1000) if first_content_at else self.waited_ms,
         )
 
     def note(self) -> None:

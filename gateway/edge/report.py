@@ -118,23 +118,19 @@ class ExchangeReport:
 
 def _line(exchange: InferenceExchange, route: str, now: float) -> ExchangeLine:
     envelope, key, attempts, error = exchange.envelope, exchange.key, exchange.attempts, exchange.error
-    line = ExchangeLine(
+    last = exchange.attempt  # the one that served
+    return ExchangeLine(
         exchange.generation_id or None,
         route,
         exchange.status,
         [(attempt.endpoint.id, attempt.outcome, attempt.provider_status) for attempt in attempts],
         int((now - exchange.started_at) * 1000),
         int(exchange.overhead_s * 1e6),
+        key.label if key is not None else None,
+        key.account_id if key is not None else None,
+        envelope.stream if envelope is not None else None,
+        last.endpoint.id if last is not None else None,
+        int((last.first_content_at - last.started_at) * 1000) if last is not None and last.first_content_at else None,
+        error.code if error is not None else None,
+        error.fault if error is not None else None,
     )
-    if key is not None:
-        line.key, line.account = key.label, key.account_id
-    if envelope is not None:
-        line.stream = envelope.stream
-    last = exchange.attempt
-    if last is not None:
-        line.endpoint = last.endpoint.id
-        if last.first_content_at:
-            line.ttft_ms = int((last.first_content_at - last.started_at) * 1000)
-    if error is not None:
-        line.error, line.fault = error.code, error.fault
-    return line

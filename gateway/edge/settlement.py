@@ -231,46 +231,47 @@ def _record(exchange: InferenceExchange, hold: Hold, bill: Bill, error: GatewayE
     attempt = exchange.attempt
     key, envelope, presented = exchange.key, exchange.envelope, exchange.head.presented
     assert key is not None and envelope is not None and presented is not None
-    record = Generation(
-        id=exchange.generation_id,
-        account_id=key.account_id,
-        key_digest=key.digest,
-        created_at_ms=int(time.time() * 1000),
-        model=envelope.model,
-        kind=exchange.kind,
-        streamed=envelope.stream,
-        status=exchange.status,
-        usage=bill.usage,
-        charged_nanos=bill.nanos,
-        prompt_nanos=bill.prompt_nanos,
-        unbilled_nanos=bill.unbilled_nanos,
-        settles=hold.resources,
-        http_referer=presented.http_referer,
-        title=presented.title,
-        user_agent=presented.user_agent,
-        session_id=presented.session_id,
-        attempts=tuple([each.record() for each in exchange.attempts]),
-    )
-    if envelope.user or envelope.session_id:
-        record.external_user = said(envelope.user)
-        record.session_id = said(envelope.session_id) or record.session_id
+    model, endpoint_id, provider, upstream_id = envelope.model, "", "", ""
+    finish = native = latency_ms = generation_ms = None
     if attempt is not None:
-        endpoint, began = attempt.endpoint, attempt.started_at
-        record.model = endpoint.model_id
-        record.endpoint_id = endpoint.id
-        record.provider = endpoint.provider
-        record.upstream_id = attempt.upstream_id[:TEXT_CHARS_MAX]
-        record.finish_reason = attempt.finish_reason
-        if attempt.native_finish_reason is not None:
-            record.native_finish_reason = attempt.native_finish_reason[:TEXT_CHARS_MAX]
-        if attempt.first_content_at:
-            record.latency_ms = int((attempt.first_content_at - began) * 1000)
-            record.generation_ms = int((exchange.parts.loop.time() - began) * 1000)
-    if error is not None:
-        record.error = error.code
-        record.cancelled = isinstance(error, CallerGone)
-        if not record.cancelled:
-            record.finish_reason = "error"
+        endpoint, began, first_content_at = attempt.endpoint, attempt.started_at, attempt.first_content_at
+        model, endpoint_id, provider = endpoint.model_id, endpoint.id, endpoint.provider
+        upstream_id, finish, native = attempt.upstream_id[:TEXT_CHARS_MAX], attempt.finish_reason, attempt.native_finish_reason
+        if native is not None:
+            native = native[:TEXT_CHARS_MAX]
+        if first_content_at:
+            latency_ms = int((first_content_at - began) * 1000)
+            generation_ms = int((exchange.parts.loop.time() - began) * 1000)
+    record = Generation(
+        exchange.generation_id,
+        key.account_id,
+        key.digest,
+        int(time.time() * 1000),
+        model,
+        endpoint_id,
+        provider,
+        "" if error is None else error.code,
+        bill.usage,
+        bill.nanos,
+        hold.resources,
+        bill.prompt_nanos,
+        bill.unbilled_nanos,
+        exchange.kind,
+        envelope.stream,
+        isinstance(error, CallerGone),
+        exchange.status,
+        upstream_id,
+        finish if error is None or isinstance(error, CallerGone) else "error",
+        native,
+        latency_ms,
+        generation_ms,
+        presented.http_referer,
+        presented.title,
+        presented.user_agent,
+        said(envelope.user) if envelope.user else "",
+        (said(envelope.session_id) if envelope.session_id else "") or presented.session_id,
+        tuple([each.record() for each in exchange.attempts]),
+    )
     if bill.last is not None and exchange.continuation is not None:
         exchange.continuation.tell(record, bill, exchange.parts.loop.time())
     return record

@@ -36,6 +36,8 @@ def cost(price: Price, usage: Usage, unix_s: int, paid_millionths: int = MILLION
     other = usage.completion_tokens * price.completion + price.request
     if usage.reasoning_tokens or usage.searches:
         other += usage.reasoning_tokens * price.internal_reasoning + usage.searches * price.web_search
+    if paid_millionths == MILLION and not price.discount_millionths:  # the same in numbers of half the length
+        return Cost(-(-(prompt + other) // MILLION), -(-prompt // MILLION))
     share = paid_millionths * (MILLION - price.discount_millionths)
     return Cost(-(-(prompt + other) * share // _MILLION_CUBED), -(-prompt * share // _MILLION_CUBED))
 
