@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from gateway.domain.usage import Usage
 
 Named = TypeVar("Named")
 
-_ID_CHARS = 20
+_NOISE_CHARS = 16  # of 5 bits
 _REFILL_IDS = 256
 
 HEDGE_LOST = "hedge_lost"  # the outcome of an attempt that was cancelled because another one had its first content sooner
@@ -21,18 +22,21 @@ HEDGE_LOST = "hedge_lost"  # the outcome of an attempt that was cancelled becaus
 class GenerationIds:
     """Gives `gen-<unix seconds>-<20 alphanumerics>`: opaque to callers, 80 bits that nobody can guess.
 
-    Random bytes are fetched for many ids at once: one system call each cost 4 % of a request.
+    The other bits tell the time within the second, so that ids sort as they were given, at 65,536ths of a second: a store's index of them
+    grows at its end, where ids in no order would have each of them change a page of its own. Random bytes are fetched for many ids at once:
+    one system call each cost 4 % of a request.
     """
 
     def __init__(self) -> None:
         self._noise: list[str] = []
 
-    def new(self, now_s: int) -> str:
+    def new(self, now_s: float) -> str:
         """A fresh id; `now_s` is unix time."""
         if not self._noise:
-            noise = secrets.token_hex(_ID_CHARS // 2 * _REFILL_IDS)
-            self._noise = [noise[at : at + _ID_CHARS] for at in range(0, len(noise), _ID_CHARS)]
-        return f"gen-{now_s}-{self._noise.pop()}"
+            noise = base64.b32encode(secrets.token_bytes(_NOISE_CHARS * 5 // 8 * _REFILL_IDS)).decode().lower()
+            self._noise = [noise[at : at + _NOISE_CHARS] for at in range(0, len(noise), _NOISE_CHARS)]
+        whole = int(now_s)
+        return f"gen-{whole}-{int((now_s - whole) * 65536):04x}{self._noise.pop()}"
 
 
 class AttemptRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -172,8 +172,9 @@ class InferenceExchange:
         self.streaming = envelope.stream
         if envelope.provider is not None and is_wished(envelope):
             self.continuation = Continuation(self, envelope)
-        self.created_s = int(time.time())
-        self.generation_id = parts.ids.new(self.created_s)
+        wall = time.time()
+        self.created_s = int(wall)
+        self.generation_id = parts.ids.new(wall)
         parts.retries.request()
         admission = parts.admission
         hold = admission.hold_at_once(key, worst_nanos(envelope, self._choices))
