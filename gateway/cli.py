@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from gateway import __version__
+from gateway.config import ConfigError, check, content_keys, load_settings, read_catalog
 from gateway.control.administration import Administration, ContentRotation, NewAccount, NewCredits, NewKey, NewRules
 from gateway.control.bookkeeper import Bookkeeper
 from gateway.control.content import Rotated
@@ -32,7 +33,7 @@ from gateway.domain.content_keys import new_key, read_keys
 from gateway.domain.errors import GatewayError, OurFault
 from gateway.link.runtime import ADMIN, RuntimeDir
 from gateway.log import Log
-from gateway.settings import ConfigError, Settings, check, content_keys, load_settings, read_catalog
+from gateway.settings import Settings
 
 OK, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
 UNDRAINED = 2

@@ -16,6 +16,7 @@ FLOORS = {
     "__init__": -1,  # the version
     "domain": 0,
     "settings": 0,
+    "config": 0,
     "log": 0,
     "places": 0,
     "requirements": 0,
@@ -30,7 +31,8 @@ FLOORS = {
     "__main__": 5,
 }
 ASYNC_FLOOR = 2  # below it: no event loop, no aiohttp, time and chance come as arguments
-SAME_FLOOR = {("settings", "domain"), ("settings", "places"), ("cli", "supervisor"), ("__main__", "cli")}
+SAME_FLOOR = {("settings", "domain"), ("cli", "supervisor"), ("__main__", "cli")}
+SAME_FLOOR |= {("config", "settings"), ("config", "domain"), ("config", "places")}
 EVENT_LOOPS = {"asyncio", "aiohttp", "uvloop", "aiosqlite"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
@@ -95,6 +97,8 @@ def test_nothing_waits_below_the_async_floor(path: Path) -> None:
         ("wire", "routing", False),
         ("link", "edge", False),
         ("settings", "domain", True),
+        ("config", "settings", True),
+        ("settings", "config", False),
         ("domain", "settings", False),
         ("log", "domain", False),
         ("supervisor", "cli", False),

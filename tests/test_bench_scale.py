@@ -10,7 +10,7 @@ import pytest
 
 from bench import gateway, scale
 from bench.load import Target
-from gateway.settings import load_settings, read_catalog
+from gateway.config import load_settings, read_catalog
 
 
 @pytest.mark.parametrize(("endpoints", "rivals", "sizes"), [(1, 10, [1]), (10, 10, [10]), (25, 10, [10, 10, 5]), (30, 30, [30])])

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.config import ConfigError, read_catalog
 from gateway.domain.catalog import Catalog, Provider
 from gateway.domain.catalog_rules import Document, compile_catalog, digest
 from gateway.domain.document import Findings
 from gateway.domain.money import AMOUNT_NANOS_MAX, format_price, format_usd, parse_price, parse_usd
-from gateway.settings import ConfigError, Settings, read_catalog
+from gateway.settings import Settings
 
 GOOD = """
 [[providers]]

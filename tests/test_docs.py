@@ -12,8 +12,9 @@ from typing import Any, get_args, get_origin
 import msgspec
 import pytest
 
+from gateway.config import load_settings
 from gateway.domain.metrics import METRICS
-from gateway.settings import Settings, load_settings
+from gateway.settings import Settings
 
 REPOSITORY = Path(__file__).parent.parent
 SETTINGS_FILE = REPOSITORY / "config" / "gateway.toml"

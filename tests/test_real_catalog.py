@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.settings import check, load_settings, provider_secret, read_catalog, sqlite_path
+from gateway.config import check, load_settings, provider_secret, read_catalog, sqlite_path
 from gateway.wire.dialect import DIALECTS
 
 CONFIG = Path(__file__).parent.parent / "config"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.config import ConfigError, check, content_keys, load_settings, provider_secret, sqlite_path
 from gateway.domain.content_keys import new_key
-from gateway.settings import ConfigError, check, content_keys, load_settings, provider_secret, sqlite_path
 from tests.test_catalog import GOOD, provider
 
 CONFIG = Path(__file__).parent.parent / "config"

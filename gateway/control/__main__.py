@@ -13,12 +13,13 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from gateway.config import ConfigError, load_settings, read_catalog
 from gateway.control.app import Control
 from gateway.domain.catalog import Catalog
 from gateway.domain.errors import StoreUnavailable
 from gateway.link.pulse import ChildArgs, ignore_foreign_signals
 from gateway.log import Log, exception_fields
-from gateway.settings import ConfigError, Settings, load_settings, read_catalog
+from gateway.settings import Settings
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from aiohttp import web
 
+from gateway.config import content_keys
 from gateway.control.administration import Administration
 from gateway.control.api.admin import AdminApi
 from gateway.control.api.application import public_application
@@ -46,7 +47,7 @@ from gateway.link.pulse import ChildArgs, Pulse, pulse_interval_s
 from gateway.link.runtime import ADMIN, LINK, PUBLIC, RuntimeDir
 from gateway.link.server import LinkServer, bound_socket
 from gateway.log import Log, exception_fields
-from gateway.settings import Settings, content_keys
+from gateway.settings import Settings
 
 STORE_WAIT_S = 10.0  # for a command line that works on the store, or a control that has not quite ended
 LAST_LOOK_S = 3.0  # for the journals, when asked to stop

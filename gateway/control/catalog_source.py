@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.config import ConfigError, load_settings, read_catalog
 from gateway.domain.catalog import Catalog
 from gateway.domain.document import Problem
 from gateway.domain.errors import CallerFault
-from gateway.settings import ConfigError, load_settings, read_catalog
 
 
 class CatalogRefused(CallerFault):

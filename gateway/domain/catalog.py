@@ -1,7 +1,7 @@
 """The catalog: providers, models, endpoints and their prices, as immutable snapshots.
 
 An endpoint is one model at one provider, with its price: what routing chooses. Nothing here reads a file;
-`gateway.settings.read_catalog` does, and `gateway.domain.catalog_rules` turns documents into this.
+`gateway.config.read_catalog` does, and `gateway.domain.catalog_rules` turns documents into this.
 """
 
 from __future__ import annotations

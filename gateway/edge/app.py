@@ -9,6 +9,7 @@ import socket
 import ssl
 from pathlib import Path
 
+from gateway.config import load_settings
 from gateway.domain.catalog import Catalog
 from gateway.edge.admission import Admission
 from gateway.edge.bounds import Bounds
@@ -36,7 +37,7 @@ from gateway.routing.budget import RetryBudget
 from gateway.routing.figures import Observed
 from gateway.routing.router import Router
 from gateway.routing.standing import endpoint_states, endpoint_weights
-from gateway.settings import Settings, load_settings
+from gateway.settings import Settings
 
 SWEEP_S = 1.0
 LAG_S = 0.1  # how often the loop is asked how late it is

@@ -8,11 +8,11 @@ import ssl
 from urllib.parse import urlsplit
 
 from gateway import __version__
+from gateway.config import provider_secret
 from gateway.domain.catalog import Catalog, Endpoint, Provider
 from gateway.edge.resolver import Resolver
 from gateway.edge.telemetry import Counter, Telemetry
 from gateway.edge.upstream import Origin, Pool
-from gateway.settings import provider_secret
 from gateway.wire.dialect import DIALECTS
 from gateway.wire.envelope import Kind
 

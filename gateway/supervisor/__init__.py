@@ -12,8 +12,9 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.config import ConfigError, load_settings, read_catalog
 from gateway.log import Log
-from gateway.settings import ConfigError, Settings, load_settings, read_catalog
+from gateway.settings import Settings
 from gateway.supervisor.children import Command, module_command
 from gateway.supervisor.node import CannotStart, Supervisor
 

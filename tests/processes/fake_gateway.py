@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from gateway import settings, supervisor
+from gateway import config, supervisor
 from gateway.link.pulse import ChildArgs, Pulse, pulse_interval_s
 from gateway.link.runtime import ADMIN, RuntimeDir
 from gateway.supervisor.children import Role
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def pulse(args: ChildArgs) -> Pulse:
-    hang_s = settings.load_settings(Path(args.config)).server.hang_s
+    hang_s = config.load_settings(Path(args.config)).server.hang_s
     beating = Pulse(args.pulse_fd, interval_s=pulse_interval_s(hang_s), is_ready=lambda: True, on_orphaned=lambda: os._exit(3))
     beating.start()
     return beating
@@ -119,7 +119,7 @@ async def control(args: ChildArgs) -> None:
     app.router.add_get("/metrics", metrics)
     runner = web.AppRunner(app)
     await runner.setup()
-    runtime = RuntimeDir(Path(settings.load_settings(Path(args.config)).server.runtime_dir))
+    runtime = RuntimeDir(Path(config.load_settings(Path(args.config)).server.runtime_dir))
     await web.UnixSite(runner, runtime.socket(ADMIN)).start()
     beating = pulse(args)
     await stopped.wait()

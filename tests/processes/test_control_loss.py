@@ -23,13 +23,13 @@ import pytest
 
 from bench.behaviour import Behaviour
 from bench.provider import Provider
+from gateway.config import load_settings, read_catalog
 from gateway.domain.keys import KeyRecord, digest, label, new_secret
 from gateway.link.messages import Grant, Want
 from gateway.link.pulse import ChildArgs
 from gateway.link.runtime import LINK, RuntimeDir
 from gateway.link.server import LinkServer
 from gateway.log import Log
-from gateway.settings import load_settings, read_catalog
 from tests.conftest import MODEL, REPOSITORY, RunningGateway, StartGateway, eventually, render_catalog
 from tests.processes.test_gateway import SLOW, Callers, asking, calling, start_two, streams_begun
 from tests.timing import again_if_untimely, in_time

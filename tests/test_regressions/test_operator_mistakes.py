@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.settings import ConfigError, load_settings
+from gateway.config import ConfigError, load_settings
 from tests.conftest import REPOSITORY, START_S_MAX, RunningGateway, StartGateway, fetch
 
 

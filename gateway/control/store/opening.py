@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from gateway.config import sqlite_path
 from gateway.control.store import Store
 from gateway.control.store.sqlite import SqliteStore
 from gateway.domain.errors import StoreUnavailable
-from gateway.settings import Settings, sqlite_path
+from gateway.settings import Settings
 
 
 async def open_store(settings: Settings, *, wait_s: float = 0) -> Store:
