@@ -65,7 +65,7 @@ class Generation(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     usage: Usage | None = None
     charged_nanos: int = 0
     prompt_nanos: int = 0  # of what was charged
-    unbilled_nanos: int = 0  # what it would have cost, where it is free: a broken stream, an empty answer
+    unbilled_nanos: int = 0  # what it cost and is not charged: a broken stream, an empty answer, what is beyond all that an account may owe
     settles: tuple[str, ...] = ()
     latency_ms: int | None = None  # to the first content
     generation_ms: int | None = None  # of the attempt that served

@@ -34,10 +34,11 @@ SECONDS_LEFT = 3  # that a hold should last for at the pace of the last second, 
 class _Growth:
     """What a stream of unknown length has cost at the last look, in nanos, and what became of asking for more."""
 
-    __slots__ = ("refused", "spent", "waits")
+    __slots__ = ("is_short", "refused", "spent", "waits")
 
     def __init__(self) -> None:
         self.spent = 0
+        self.is_short = False  # what is held does not pay for another second
         self.waits = False  # for more
         self.refused: GatewayError | None = None
 
@@ -65,9 +66,10 @@ class Bounds:
         spent = _spent(exchange, attempt, envelope)
         grown, growth.spent = spent - growth.spent, spent
         left, step = hold.nanos - spent, attempt.choice.worst.nanos(0, FIRST_TOKENS, 0)
+        growth.is_short = left <= grown
         if left >= max(step // 2, SECONDS_LEFT * grown):
             growth.refused = None
-        elif growth.refused is not None and left <= grown:  # not even for the next second
+        elif growth.refused is not None and growth.is_short:
             exchange.break_stream(growth.refused)
         elif not growth.waits:
             self._ask(exchange, attempt, growth, max(step, 2 * SECONDS_LEFT * grown), max(1, step // 8, grown))
@@ -82,15 +84,14 @@ class Bounds:
             if exchange.finished or hold.resolved:
                 if more is not None:
                     more.release()
-            elif more is None:
-                if nanos > least and isinstance(error, CallerFault):
-                    self._ask(exchange, attempt, growth, max(least, nanos // 2), least)
-                else:
-                    growth.refused = _worded(error)
-            elif hold.add(more):
+            elif more is None and nanos > least and isinstance(error, CallerFault):
+                self._ask(exchange, attempt, growth, max(least, nanos // 2), least)
+            elif more is not None and hold.add(more):
                 growth.refused = None
-            else:  # the window of the key's limit is another one by now
-                growth.refused = _worded(None)
+            else:  # refused, or the window of the key's limit is another one by now
+                growth.refused = _worded(error)
+                if growth.is_short:
+                    exchange.break_stream(growth.refused)
 
         growth.waits = True
         most = Quote(nanos, FIRST_TOKENS, 0, attempt.choice, images=0, is_free=False)
