@@ -71,7 +71,7 @@ class Generation(msgspec.Struct, array_like=True, gc=False):
     settles: tuple[str, ...] = ()
     # Up to here the books read it (`control.store.posting`).
     prompt_nanos: int = 0  # of what was charged
-    unbilled_nanos: int = 0  # what it would have cost, where it is free: a broken stream, an empty answer
+    unbilled_nanos: int = 0  # what it cost and is not charged: a broken stream, an empty answer, what is beyond all that an account may owe
     kind: str = "chat"
     streamed: bool = False
     cancelled: bool = False  # the caller left before the end
