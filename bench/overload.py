@@ -27,11 +27,11 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from bench import gateway
+from bench import findings, gateway
 from bench.children import child, cpu_by_process, pin, ready_url
 from bench.load import LoadConnection, Tally, Target, closed_loop, percentile
 from bench.machine import Machine, describe_machine
-from bench.rounds import RESULTS, choose_cores, each_us
+from bench.rounds import choose_cores, each_us
 from bench.subjects import request_body
 
 TICK_S = 0.001
@@ -261,7 +261,7 @@ async def measure(wish: argparse.Namespace) -> Overload:
                     )
                     offers.append(offer)
     return Overload(
-        date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), command=sys.argv, machine=await describe_machine(cores),
+        date=findings.now(), command=sys.argv, machine=await describe_machine(cores),
         capacity_per_s=capacity_per_s, capacity_per_cpu_s=1e6 / each_cpu_us, tokens=wish.tokens, ttft_ms=wish.ttft_ms, offers=offers,
     )  # fmt: skip
 
@@ -281,8 +281,8 @@ def main() -> int:
     broken = broken_promises(found)
     print(table(found))
     print("\n".join(broken) or "all promises kept")
-    out = RESULTS / f"{time.strftime('%Y-%m-%d-%H%M%S')}-overload.json"
-    out.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    out = findings.result_file("overload")
+    findings.write(found, out)
     print(f"\n{out}")
     return 1 if broken else 0
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import psutil  # type: ignore[import-untyped]
 
-from bench import gateway, wrk
+from bench import findings, gateway, wrk
 from bench.answers import text_of
 from bench.children import ChildFailed, child, cpu_by_process, pin, ready_url
 from bench.load import Paced, Report, Target
@@ -33,7 +33,6 @@ PACED_TOKENS = 60_000  # 10 minutes of it
 CONNECTIONS = 64
 OPEN_SHARE = 0.6  # of what the subject did in the closed loop of the same round
 WARM_UP_S = 1
-RESULTS = Path(__file__).parent / "results"
 OFF = "gateway-off"
 
 
@@ -302,7 +301,7 @@ def arguments_of(name: str, known: tuple[str, ...], usual: tuple[str, ...], *, s
     wish = parser.parse_args()
     if unknown := set(wish.only) - set(known):
         parser.error(f"--only knows {', '.join(known)}, not {', '.join(sorted(unknown))}")
-    wish.out = wish.out or RESULTS / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{name}.json"
+    wish.out = wish.out or findings.result_file(name)
     return wish
 
 
@@ -311,7 +310,7 @@ async def run_rounds(wish: argparse.Namespace) -> Result:
     cores = choose_cores()
     if (settle := pin(cores[1])) is not None:
         settle()  # this process reads the paced streams
-    began, machine = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), await describe_machine(cores)
+    began, machine = findings.now(), await describe_machine(cores)
     wish.out.parent.mkdir(parents=True, exist_ok=True)
 
     def written() -> Result:
@@ -327,7 +326,7 @@ async def run_rounds(wish: argparse.Namespace) -> Result:
             unavailable=rounds.unavailable,
             rounds=rounds.finished,
         )
-        wish.out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+        findings.write(result, wish.out)
         return result
 
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:

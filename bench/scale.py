@@ -31,11 +31,11 @@ import msgspec
 import psutil  # type: ignore[import-untyped]
 import uvloop
 
-from bench import gateway
+from bench import findings, gateway
 from bench.children import child, cpu_by_process, ready_url
 from bench.load import LoadConnection, Paced, Tally, Target
 from bench.machine import Machine, describe_machine
-from bench.rounds import RESULTS, choose_cores, each_us
+from bench.rounds import choose_cores, each_us
 from bench.subjects import PACED_MODEL, request_body
 
 CURVES = {
@@ -285,7 +285,7 @@ async def main(wish: argparse.Namespace) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # children get it too
     wanted, points = plan(wish), list[Point]()
-    out = wish.out or RESULTS / f"{time.strftime('%Y-%m-%d-%H%M%S')}-scale.json"
+    out = wish.out or findings.result_file("scale")
     for done, (curve, number) in enumerate(wanted):
 
         def progress(state: str, done: int = done, name: str = f"{curve} {number:,}") -> None:
@@ -299,8 +299,8 @@ async def main(wish: argparse.Namespace) -> int:
             print(f"\nwithout {curve} {number:,}: {error or type(error).__name__}", file=sys.stderr)
             continue
         machine = await describe_machine(choose_cores())
-        result = Curves(date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), command=sys.argv, machine=machine, points=points)
-        out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+        result = Curves(date=findings.now(), command=sys.argv, machine=machine, points=points)
+        findings.write(result, out)
     print(f"\r[{'#' * 20}] {len(points)}/{len(wanted)}{' ' * 50}", file=sys.stderr)
     print(show(points))
     for curve, change in changes(points).items():

@@ -30,13 +30,13 @@ import psutil  # type: ignore[import-untyped]
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench import gateway
+from bench import findings, gateway
 from bench.books import Entry
 from bench.children import name_of
 from bench.load import Target, percentile
 from bench.machine import Machine, describe_machine
 from bench.provider import Provider
-from bench.rounds import RESULTS, choose_cores
+from bench.rounds import choose_cores
 from bench.subjects import request_body
 from gateway.domain.generation import Generation, decode
 
@@ -267,7 +267,7 @@ async def run(wish: argparse.Namespace) -> Found:
             wrong = differences(books, generations(folder / "gateway.db"))
             late_ms = {process: 1000 * kept_to(lags, 0.99) for process, lags in loop_lags(await metrics(log)).items()}
     return Found(
-        date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), command=sys.argv, machine=await describe_machine(choose_cores()),
+        date=findings.now(), command=sys.argv, machine=await describe_machine(choose_cores()),
         minutes=wish.minutes, answers=soak.statuses, slope_mib=slope_mib(looks), fds_grown=grown([each.fds for each in looks]),
         tasks_grown=grown([each.tasks for each in looks]), p99_ms=p99_by_window(soak.latencies), late_ms=late_ms, booked=len(books),
         left=left, wrong=wrong, looks=looks,
@@ -307,8 +307,8 @@ async def main(wish: argparse.Namespace) -> int:
     broken = broken_promises(found)
     print(show(found))
     print("\n".join(broken) or "all promises kept")
-    out = RESULTS / f"{time.strftime('%Y-%m-%d-%H%M%S')}-soak.json"
-    out.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    out = findings.result_file("soak")
+    findings.write(found, out)
     print(f"\n{out}")
     return 1 if broken else 0
 

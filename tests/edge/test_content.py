@@ -103,12 +103,8 @@ class Reader(Stand):
 async def reader(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Reader]:
     async with RawProvider() as raw:
         made = Reader(tmp_path_factory.mktemp("content") / "stand", raw)
-        await made.open_link()
-        try:
-            async with made.running_edge():
-                yield made
-        finally:
-            await made.link.stop()
+        async with made.opened():
+            yield made
 
 
 def request(*, stream: bool = False, pad: int = 0, **more: Any) -> bytes:

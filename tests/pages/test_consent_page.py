@@ -19,6 +19,7 @@ from aiohttp import web
 from bench.provider import Provider
 from tests.conftest import MODEL, RunningGateway, StartGateway, eventually, render_catalog
 from tests.pages.chromium import Chromium, Page, running_chromium
+from tests.pages.site import serving
 
 PASSWORD = "correct horse battery"
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
@@ -45,18 +46,8 @@ class Application:
             self.came_back.put_nowait(dict(request.query))
             return web.Response(text='<title>Back</title><p id="thanks">Thanks</p>', content_type="text/html")
 
-        application = web.Application()
-        application.add_routes([web.get("/", home), web.get("/back", back)])
-        runner = web.AppRunner(application)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        self.url = f"http://{host}:{port}"
-        try:
+        async with serving(web.get("/", home), web.get("/back", back)) as self.url:
             yield self
-        finally:
-            await runner.cleanup()
 
     def consent_url(self, **more: str) -> str:
         challenge = base64.urlsafe_b64encode(hashlib.sha256(self.verifier.encode()).digest()).rstrip(b"=").decode()

@@ -18,6 +18,7 @@ from bench.behaviour import Behaviour
 from bench.provider import Provider
 from tests.conftest import RunningGateway, eventually, render_catalog
 from tests.pages.chromium import Chromium, Page, PageError, running_chromium
+from tests.pages.site import serving
 from tests.pages.test_consent_page import CHAT, sign_up
 
 pytestmark = [pytest.mark.system("chromium"), pytest.mark.asyncio(loop_scope="module")]
@@ -49,17 +50,8 @@ class Trap:
             self.asked.append(str(request.rel_url))
             return web.Response(text="window.ran = 1", content_type="text/javascript", headers={"Access-Control-Allow-Origin": "*"})
 
-        application = web.Application()
-        application.add_routes([web.get("/{tail:.*}", fall)])
-        runner = web.AppRunner(application)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        self.url = f"http://{host}:{port}"
-        try:
+        async with serving(web.get("/{tail:.*}", fall)) as self.url:
             yield self
-        finally:
-            await runner.cleanup()
 
     @property
     def payloads(self) -> list[str]:

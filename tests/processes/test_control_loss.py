@@ -216,6 +216,16 @@ class Stand:
         await self.link.start()
 
     @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """Link and edge."""
+        await self.open_link()
+        try:
+            async with self.running_edge():
+                yield
+        finally:
+            await self.link.stop()
+
+    @contextlib.asynccontextmanager
     async def running_edge(self) -> AsyncIterator[None]:
         with contextlib.ExitStack() as opened:
             listener = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=128))
@@ -238,12 +248,8 @@ class Stand:
 @pytest.fixture
 async def stand(tmp_path: Path, provider: Provider) -> AsyncIterator[Stand]:
     made = Stand(tmp_path / "stand", f"{provider.url}/v1")
-    await made.open_link()
-    try:
-        async with made.running_edge():
-            yield made
-    finally:
-        await made.link.stop()
+    async with made.opened():
+        yield made
 
 
 @again_if_untimely
