@@ -84,22 +84,19 @@ class Log:
         head = b'{"time":%.3f,"level":"info","event":"%b",%b,' % (time.time(), event.encode(), self._head_json)
         # JSON holds no bare line end, so each one is where a line begins.
         text = (b"\n" + _encoder.encode_lines(lines)).replace(b"\n{", b"\n" + head)[1:]
-        made = text.splitlines(keepends=True)
-        if len(text) > LINE_BYTES_MAX or self._thread is None:
-            for line in made:
-                self._append(line)
-        elif self._pending_bytes > PENDING_BYTES_MAX:
-            self.dropped += len(made)
+        if len(text) <= LINE_BYTES_MAX:
+            self._append(text)
         else:
-            self._pending += made
-            self._pending_bytes += len(text)
+            for line in text.splitlines(keepends=True):
+                self._append(line)
 
-    def _append(self, line: bytes) -> None:
-        if len(line) > LINE_BYTES_MAX or self._pending_bytes > PENDING_BYTES_MAX:
-            self.dropped += 1
+    def _append(self, text: bytes) -> None:
+        """A line, or several that are no longer than one may be."""
+        if len(text) > LINE_BYTES_MAX or self._pending_bytes > PENDING_BYTES_MAX:
+            self.dropped += text.count(b"\n")
             return
-        self._pending.append(line)
-        self._pending_bytes += len(line)
+        self._pending.append(text)
+        self._pending_bytes += len(text)
         if self._thread is None:
             self._flush()
 
@@ -117,18 +114,16 @@ class Log:
 
     def _flush(self) -> None:
         # Lines are only ever appended behind these, also while this thread is interrupted between two statements.
-        lines = self._pending[:]
-        del self._pending[: len(lines)]
+        texts = self._pending[:]
+        del self._pending[: len(texts)]
         self._pending_bytes = 0
-        if not lines:
-            return
-        written = 0
+        data, at = b"".join(texts), 0
         try:
-            for block in _blocks(lines, self._block_bytes_max):
-                self._write_block(b"".join(block))
-                written += len(block)
+            for block in _blocks(data, self._block_bytes_max):
+                self._write_block(block)
+                at += len(block)
         except OSError:  # reader gone, disk full: logging trouble is not request trouble
-            self.dropped += len(lines) - written
+            self.dropped += data.count(b"\n", at)
 
     def _write_block(self, data: bytes) -> None:
         if self._torn:
@@ -149,16 +144,13 @@ def _is_file(fd: int) -> bool:
         return False
 
 
-def _blocks(lines: list[bytes], bytes_max: int) -> Iterator[list[bytes]]:
-    """Runs of whole lines, each under `bytes_max` unless one line alone is longer."""
-    start, size = 0, 0
-    for end, line in enumerate(lines):
-        if size + len(line) > bytes_max and end > start:
-            yield lines[start:end]
-            start, size = end, 0
-        size += len(line)
-    if start < len(lines):
-        yield lines[start:]
+def _blocks(lines: bytes, bytes_max: int) -> Iterator[bytes]:
+    """Runs of whole lines, each of at most `bytes_max` unless one line alone is longer."""
+    start = 0
+    while start < len(lines):
+        end = lines.rfind(b"\n", start, start + bytes_max) + 1 or lines.find(b"\n", start) + 1
+        yield lines[start:end]
+        start = end
 
 
 class _StdlibHandler(logging.Handler):

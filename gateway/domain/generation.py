@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import secrets
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from gateway.domain.usage import Usage
 Named = TypeVar("Named")
 
 _NOISE_CHARS = 16  # of 5 bits
+_CHARS = b"abcdefghijklmnopqrstuvwxyz234567" * 8  # for each value of a byte, all alike often
 _REFILL_IDS = 256
 
 HEDGE_LOST = "hedge_lost"  # the outcome of an attempt that was cancelled because another one had its first content sooner
@@ -33,7 +33,7 @@ class GenerationIds:
     def new(self, now_s: float) -> str:
         """A fresh id; `now_s` is unix time."""
         if not self._noise:
-            noise = base64.b32encode(secrets.token_bytes(_NOISE_CHARS * 5 // 8 * _REFILL_IDS)).decode().lower()
+            noise = secrets.token_bytes(_NOISE_CHARS * _REFILL_IDS).translate(_CHARS).decode()
             self._noise = [noise[at : at + _NOISE_CHARS] for at in range(0, len(noise), _NOISE_CHARS)]
         whole = int(now_s)
         return f"gen-{whole}-{int((now_s - whole) * 65536):04x}{self._noise.pop()}"
@@ -94,15 +94,10 @@ class Generation(msgspec.Struct, array_like=True, gc=False):
         return not self.error or (self.usage is not None and self.usage.completion_tokens > 0)
 
 
-_encoder = msgspec.msgpack.Encoder()
+encode = msgspec.msgpack.Encoder().encode  # a generation as it is kept
 _decoder = msgspec.msgpack.Decoder(Generation)
 _plain_decoder = msgspec.msgpack.Decoder()
 _NAMED = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))  # how maps begin in MessagePack
-
-
-def encode(generation: Generation) -> bytes:
-    """The record as it is kept."""
-    return _encoder.encode(generation)
 
 
 def decode(record: bytes) -> Generation:
@@ -117,7 +112,7 @@ def by_place(record: bytes) -> bytes:
     try:
         named = _plain_decoder.decode(record)
         attempts = tuple([_with_usage(AttemptRecord, attempt) for attempt in named.pop("attempts", ())])
-        return _encoder.encode(_with_usage(Generation, {**named, "attempts": attempts}))
+        return encode(_with_usage(Generation, {**named, "attempts": attempts}))
     except (AttributeError, OverflowError, TypeError) as error:  # other members than these
         raise msgspec.ValidationError(str(error)) from None
 

@@ -16,10 +16,11 @@ MINUTE_S = 60
 _RATE_CLOCKS_S = 60.0  # the same for a minute, of which nothing is lost but its own limit
 _FREE_DAY = "free-day:"
 _RATES = ("paid-minute:", "free-minute:")
+BALANCE = "balance:"
 
 
 def balance(account_id: str) -> str:
-    return f"balance:{account_id}"
+    return BALANCE + account_id
 
 
 def key_limit(digest: str, reset: LimitReset | None, now_s: float) -> str:

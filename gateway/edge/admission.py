@@ -74,6 +74,7 @@ class Admission:
 
     def __init__(self, *, book: Book, send: Send, limits: Limits, now: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
         self._book = book
+        self._leases = book.leases
         self._send = send
         self._limits = limits
         self._now = now
@@ -92,20 +93,19 @@ class Admission:
         self._counts = limits.has_paid_rate or limits.has_free_quota or self._free is not None
         self._counts_free = limits.has_free_quota or self._free is not None
 
-    def hold_at_once(self, key: KeyRecord, nanos: int) -> Hold | None:
+    def hold_at_once(self, key: KeyRecord, nanos: int, now: float) -> Hold | None:
         """The common case: no limit but the balance and the rate, and more at hand than makes one think of the next lease."""
         if key.limit_nanos is not None or (not nanos and self._counts):
             return None
-        name = resources.balance(key.account_id)
-        lease = self._book.lease(name)
+        name = resources.BALANCE + key.account_id
+        lease = self._leases.get(name)
         if lease is None:
             return None
         left = lease.granted - lease.spent - lease.held - nanos
         if left < RENEW_UNDER_HOLDS * nanos or left < self._renew_under.get(name, 0):
             return None
-        now = self._now()
         if self._paid is not None:
-            rate = self._paid.last(key.account_id)
+            rate = self._paid.rates.get(key.account_id)
             if rate is None or rate.until <= now:
                 return None
             units = rate.lease
@@ -305,7 +305,7 @@ class Admission:
     def _rate(self, resource: str) -> Rate | None:
         """The rate of this very minute that is leased under this name."""
         rates = self._free if resource.startswith("free-") else self._paid
-        rate = rates.last(resources.account_of(resource)) if rates is not None else None
+        rate = rates.rates.get(resources.account_of(resource)) if rates is not None else None
         return rate if rate is not None and rate.name == resource else None
 
     def _rate_answered(self, resource: str, grant: Grant) -> None:

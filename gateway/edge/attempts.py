@@ -29,24 +29,11 @@ ERROR_BODY_BYTES_MAX = 65536
 class Attempt(CallListener):
     """What streams and whole answers have in common. `phase_at` is the time at which the current phase is cut; 0: never."""
 
-    # What an attempt begins with; instances hold what has changed.
-    streams = False
-    ended = False
-    was_sent = True  # False: the provider never had to do with it
-    outcome = ""  # the metric label: "ok", an error's code or HEDGE_LOST
-    phase_at = 0.0
-    first_content_at = 0.0
-    waited_ms: int | None = None  # of one that was outrun
-    provider_status: int | None = None
-    usage: bytes | None = None  # the provider's usage object
-    upstream_id = ""
-    finish_reason: str | None = None  # of the contract's vocabulary
-    native_finish_reason: str | None = None
-    _number = 0  # by which the endpoint's state knows it; 0: nothing more to tell
-    _call: Call | None = None
-    _collected_bytes = 0
-    _error_status = 0  # not 0: the body is an error's
-    _retry_after: str | None = None
+    __slots__ = (
+        "_call", "_collected", "_collected_bytes", "_error_status", "_exchange", "number", "_retry_after", "choice", "ended", "endpoint",
+        "finish_reason", "first_content_at", "model", "native_finish_reason", "outcome", "phase_at", "provider_status", "started_at",
+        "upstream", "upstream_id", "usage", "waited_ms", "was_sent",
+    )  # fmt: skip
 
     def __init__(self, exchange: InferenceExchange, choice: Choice, upstream: Upstream) -> None:
         self._exchange = exchange
@@ -55,7 +42,23 @@ class Attempt(CallListener):
         self.endpoint = choice.endpoint
         self.upstream = upstream
         self.started_at = exchange.parts.loop.time()
+        self.phase_at = 0.0
+        self.ended = False
+        self.was_sent = True  # False: the provider never had to do with it
+        self.outcome = ""  # the metric label: "ok", an error's code or HEDGE_LOST
+        self.first_content_at = 0.0
+        self.waited_ms: int | None = None  # of one that was outrun
+        self.provider_status: int | None = None
+        self.usage: bytes | None = None  # the provider's usage object
+        self.upstream_id = ""
+        self.finish_reason: str | None = None  # of the contract's vocabulary
+        self.native_finish_reason: str | None = None
+        self.number = 0  # by which the endpoint's state knows it; 0: nothing more to tell
+        self._call: Call | None = None
         self._collected: list[bytes] = []
+        self._collected_bytes = 0
+        self._error_status = 0  # not 0: the body is an error's
+        self._retry_after: str | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.endpoint.id} {self.outcome or 'running'}>"
@@ -91,10 +94,10 @@ class Attempt(CallListener):
     def start(self, body: bytes) -> None:
         """Raises Overloaded when the provider has its fill of calls."""
         exchange, upstream = self._exchange, self.upstream
-        timeouts, own = exchange.parts.timeouts, self.endpoint.timeouts
-        request = upstream.request(exchange.kind, body, stream=self.streams)
+        timeouts, own, stream = exchange.parts.timeouts, self.endpoint.timeouts, exchange.streaming
+        request = upstream.request(exchange.kind, body, stream=stream)
         self._call = upstream.pool.call(request, self, connect_s=own.connect_s or timeouts.connect_s)
-        self._number = self.choice.live.begin(self.started_at, stream=self.streams)
+        self.number = self.choice.live.begin(self.started_at, stream=stream)
         exchange.total_at = exchange.started_at + (own.total_s or timeouts.total_s)
         exchange.rearm()
 
@@ -129,7 +132,7 @@ class Attempt(CallListener):
         waited_s = now - self.started_at
         self.waited_ms = int(waited_s * 1000)
         self._end(HEDGE_LOST)
-        number, self._number = self._number, 0
+        number, self.number = self.number, 0
         self.choice.live.outrun(number, now, waited_s, prompt_tokens=prompt_tokens, tokens=tokens)
 
     def phase_expired(self) -> None:
@@ -138,13 +141,13 @@ class Attempt(CallListener):
     # What the endpoint's state is told: once, how the attempt ended.
 
     def tell_success(self, usage: Usage | None, now: float) -> None:
-        number, self._number = self._number, 0
+        number, self.number = self.number, 0
         if number:
-            began = self.first_content_at if self.streams else self.started_at
+            began = self.first_content_at if self._exchange.streaming else self.started_at
             self.choice.live.succeeded(number, now, tokens=usage.completion_tokens if usage is not None else 0, gen_s=now - began)
 
     def tell_nothing(self) -> None:
-        number, self._number = self._number, 0
+        number, self.number = self.number, 0
         if number:
             self.choice.live.told_nothing(number)
 
@@ -152,7 +155,7 @@ class Attempt(CallListener):
         if error.fault != "upstream":
             self.tell_nothing()
             return
-        number, self._number = self._number, 0
+        number, self.number = self.number, 0
         if number:
             live, now = self.choice.live, self._exchange.parts.loop.time()
             (live.throttled if isinstance(error, Throttled) else live.failed)(number, now, error.retry_after_s)
@@ -252,7 +255,11 @@ class Attempt(CallListener):
 class AnswerAttempt(Attempt):
     """A whole JSON answer: collected up to a limit, read, rewritten, answered at once."""
 
-    _answer: Answer | None = None
+    __slots__ = ("_answer",)
+
+    def __init__(self, exchange: InferenceExchange, choice: Choice, upstream: Upstream) -> None:
+        super().__init__(exchange, choice, upstream)
+        self._answer: Answer | None = None
 
     def made_tokens(self) -> int:
         return -(-self._answer.content_bytes // BYTES_PER_TOKEN) if self._answer is not None else 0

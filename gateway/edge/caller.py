@@ -252,7 +252,8 @@ class CallerConnection(asyncio.Protocol):
             self._await_request()
 
     def _await_request(self) -> None:
-        self._await_until(DRAIN_IDLE_S if self._door.draining else self._settings.client_idle_s, self.close)
+        idle_s = DRAIN_IDLE_S if self._door.draining else self._settings.client_idle_s
+        self.deadline.set(self._loop.time() + idle_s, self.close)
         if self._ahead:
             # From the loop, not from here: ten thousand pipelined requests are not ten thousand stack frames.
             self._loop.call_soon(self._on_ahead)
@@ -290,8 +291,7 @@ class CallerConnection(asyncio.Protocol):
 
     def answer(self, status: int, body: bytes, headers: Iterable[tuple[str, str]] = (), *, content_type: str = "application/json") -> None:
         """A whole answer, and on to the next request."""
-        keep = self._may_keep_alive()
-        self._keep_alive = keep
+        self._keep_alive = keep = self._may_keep_alive()
         head = answer_head(status, len(body), headers, content_type, close=not keep)
         self._write(head if self._head_only else head + body)
         self._next_request()

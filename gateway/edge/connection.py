@@ -71,15 +71,19 @@ class ProviderConnection(asyncio.Protocol):
     def usable(self) -> bool:
         return self._transport is not None and not self._transport.is_closing() and self._call is None
 
-    def begin(self, call: Call, *, reused: bool) -> None:
-        assert self._transport is not None and self._call is None
+    def begin(self, call: Call, *, reused: bool) -> bool:
+        """Send the call's request; False: this connection can serve no more."""
+        transport = self._transport
+        if transport is None or self._call is not None or transport.is_closing():
+            return False
         self._call = call
         self._reused = reused
         self._reading_head = True
         self._got_bytes = False
         self._interim = 0
         call.on_begun(self)
-        self._transport.write(call.request)
+        transport.write(call.request)
+        return True
 
     def pause(self) -> None:
         if self._transport is not None and self._transport.is_reading():

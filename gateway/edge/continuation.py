@@ -185,6 +185,8 @@ class Continuation:
 class ContinuableAttempt(StreamAttempt):
     """A stream that another can go on with, or one that goes on."""
 
+    __slots__ = ("_continuation",)
+
     _splicer: TranscribingSplicer
 
     def __init__(self, exchange: InferenceExchange, choice: Choice, upstream: Upstream) -> None:

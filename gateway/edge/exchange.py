@@ -43,31 +43,12 @@ KEEPALIVE = b": OPENROUTER PROCESSING\n\n"
 class InferenceExchange:
     """A chat or completion request and all its attempts."""
 
-    # What an exchange begins with; instances hold what has changed.
-    streaming = False
-    finished = False
-    generation_id = ""
-    created_s = 0
-    overhead_s = 0.0  # inside us, not waiting for anybody
-    answered_at = 0.0  # by the clock of `overhead_s`: when the provider had said all
-    key: KeyRecord | None = None
-    envelope: Envelope | None = None
-    hold: Hold | None = None
-    attempt: Attempt | None = None  # under way, or the one that served
-    status = 200  # told to the caller, or 499
-    error: GatewayError | None = None  # how it ended
-    bill: Bill | None = None
-    continuation: Continuation | None = None  # for callers who wish that a broken stream goes on elsewhere
-    explanation: Explanation | None = None  # for callers who ask how their endpoint was chosen
-    content: KeptCaller | None = None  # for accounts that let it be kept what was said
-    paid_millionths = MILLION  # of what it costs; fixed when it begins
-    _asked = False  # for the key
-    _tried_again = False
-    _streaming_begun = False
-    _body: bytes | None = None
-    _last_error: GatewayError | None = None
-    last_events = b""
-    render: Callable[[bytes], bytes] | None = None  # puts the `usage` object into what the answer ends with
+    __slots__ = (
+        "__weakref__", "_asked", "_body", "_caller", "_choices", "_deadline", "_last_error", "_streaming_begun", "_tried_again",
+        "answered_at", "attempt", "attempts", "bill", "content", "continuation", "created_s", "envelope", "error", "explanation",
+        "finished", "generation_id", "head", "hold", "keepalive_at", "key", "kind", "last_events", "overhead_s", "paid_millionths", "parts",
+        "render", "started_at", "status", "streaming", "total_at",
+    )  # fmt: skip
 
     def __init__(self, parts: Parts, caller: CallerConnection, head: RequestHead, kind: Kind) -> None:
         self.parts = parts
@@ -76,10 +57,34 @@ class InferenceExchange:
         self.started_at = now = parts.loop.time()
         self.total_at = now + parts.timeouts.total_s
         self.keepalive_at = now + parts.timeouts.keepalive_s
+        self.key: KeyRecord | None = None
+        self.envelope: Envelope | None = None
+        self.streaming = False
+        self.generation_id = ""
+        self.created_s = 0
+        self.hold: Hold | None = None
+        self.paid_millionths = MILLION  # of what it costs; fixed when it begins
+        self.attempt: Attempt | None = None  # under way, or the one that served
         self.attempts: list[Attempt] = []
+        self.continuation: Continuation | None = None  # for callers who wish that a broken stream goes on elsewhere
+        self.explanation: Explanation | None = None  # for callers who ask how their endpoint was chosen
+        self.content: KeptCaller | None = None  # for accounts that let it be kept what was said
+        self.last_events = b""
+        self.render: Callable[[bytes], bytes] | None = None  # puts the `usage` object into what the answer ends with
+        self.finished = False
+        self.status = 200  # told to the caller, or 499
+        self.error: GatewayError | None = None  # how it ended
+        self.bill: Bill | None = None
+        self.overhead_s = 0.0  # inside us, not waiting for anybody
+        self.answered_at = 0.0  # by the clock of `overhead_s`: when the provider had said all
         self._caller: CallerConnection | KeptCaller | None = caller
-        self._choices: list[Choice] = []
         self._deadline = caller.deadline  # the connection's own, as long as it lasts
+        self._asked = False  # for the key
+        self._body: bytes | None = None
+        self._choices: list[Choice] = []
+        self._tried_again = False
+        self._last_error: GatewayError | None = None
+        self._streaming_begun = False
 
     def __repr__(self) -> str:
         return f"<InferenceExchange {self.generation_id or self.head.path} attempts {len(self.attempts)}>"
@@ -119,7 +124,11 @@ class InferenceExchange:
         except CallerFault as error:
             self._fail(error)
             return
-        self.parts.keys.find(known.key_digest, self._on_key)
+        keys, key_digest = self.parts.keys, known.key_digest
+        if (key := keys.known.get(key_digest)) is not None:
+            self._on_key(key, False)
+        else:
+            keys.find(key_digest, self._on_key)
 
     def _on_key(self, key: KeyRecord | None, unavailable: bool) -> None:
         if self.finished:
@@ -154,6 +163,7 @@ class InferenceExchange:
     def _serve(self, key: KeyRecord, body: bytes, clock: float) -> None:
         self._body = None
         parts = self.parts
+        now = parts.loop.time()
         if key.rules.log_prompts:
             self._keep_content(body)
         try:
@@ -162,8 +172,8 @@ class InferenceExchange:
             known = self.head.presented
             assert known is not None
             if known.explains:
-                self.explanation = Explanation(parts.router, envelope, parts.loop.time())
-            self._choices = list(select(envelope, key, known.session_id, parts.router, parts.loop.time()))
+                self.explanation = Explanation(parts.router, envelope, now)
+            self._choices = list(select(envelope, key, known.session_id, parts.router, now))
         except GatewayError as error:
             self._fail(error)
             return
@@ -177,7 +187,7 @@ class InferenceExchange:
         self.generation_id = parts.ids.new(wall)
         parts.retries.request()
         admission = parts.admission
-        hold = admission.hold_at_once(key, worst_nanos(envelope, self._choices))
+        hold = admission.hold_at_once(key, worst_nanos(envelope, self._choices), now)
         if hold is not None:
             self._on_reserved(hold, None)
         else:
@@ -423,7 +433,8 @@ class InferenceExchange:
 
     def _let_go(self) -> None:
         for attempt in self.attempts:
-            attempt.tell_nothing()  # that was not told yet: its endpoint must not wait for it
+            if attempt.number:
+                attempt.tell_nothing()  # its endpoint must not wait for a word
         # Attempts know their exchange: without this cut every exchange would wait for the cycle collector.
         self._caller = self.attempt = self.hold = self.continuation = None
         self.attempts.clear()

@@ -64,16 +64,17 @@ class _Race(NamedTuple):
 class HedgedExchange(InferenceExchange):
     """An exchange that may ask a second endpoint. `attempt` is the first one until one of the two has content, or fails."""
 
-    hedge_at = 0.0  # when the attempt under way is slow; 0: never, or not any more
-    _hedge: Attempt | None = None  # the second one, until it is counted
-    _race: _Race | None = None  # while both run
-    _has_hedged = False
-    _is_timed = False
-    _caller_is_slow = False
+    __slots__ = ("_caller_is_slow", "_has_hedged", "_hedge", "_hedging", "_is_timed", "_race", "hedge_at")
 
     def __init__(self, hedging: Hedging, parts: Parts, caller: CallerConnection, head: RequestHead, kind: Kind) -> None:
         super().__init__(parts, caller, head, kind)
         self._hedging = hedging
+        self.hedge_at = 0.0  # when the attempt under way is slow; 0: never, or not any more
+        self._hedge: Attempt | None = None  # the second one, until it is counted
+        self._race: _Race | None = None  # while both run
+        self._has_hedged = False
+        self._is_timed = False
+        self._caller_is_slow = False
 
     # When an attempt is slow.
 

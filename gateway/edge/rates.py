@@ -65,15 +65,14 @@ class Rates:
         self._book = book
         self._now = now
         self._wall = wall
-        self._rates: dict[str, Rate] = {}
-        self.last = self._rates.get  # by account: of this minute or of an earlier one
+        self.rates: dict[str, Rate] = {}  # by account: of this minute or of an earlier one
 
     def __len__(self) -> int:
-        return len(self._rates)
+        return len(self.rates)
 
     def current(self, account_id: str) -> Rate:
         """The account's rate in this minute."""
-        rate = self._rates.get(account_id)
+        rate = self.rates.get(account_id)
         now = self._now()
         if rate is None or rate.until <= now:
             wall_s = self._wall()
@@ -81,7 +80,7 @@ class Rates:
             name = self._named(account_id, minute)
             until = now + (minute + 1) * MINUTE_S - wall_s
             before = rate
-            rate = self._rates[account_id] = Rate(name, self._book.open(name, now), until, before.per_s if before is not None else 0)
+            rate = self.rates[account_id] = Rate(name, self._book.open(name, now), until, before.per_s if before is not None else 0)
             if rate.lease.granted:
                 rate.granted()
         return rate
@@ -90,10 +89,10 @@ class Rates:
         """Once a second: measures, forgets whom nobody asked for, and tells which of the next minute's to ask for, and how many."""
         now, wall_s = self._now(), self._wall()
         second, following = wall_s % MINUTE_S, int(wall_s // MINUTE_S) + 1
-        for account_id, rate in list(self._rates.items()):
+        for account_id, rate in list(self.rates.items()):
             if rate.until <= now:
                 if rate.until + MINUTE_S <= now:
-                    del self._rates[account_id]
+                    del self.rates[account_id]
                 continue
             rate.measure()
             if not rate.asked_ahead and second >= AHEAD_FROM_S + zlib.crc32(account_id.encode()) % AHEAD_OVER_S and rate.before:

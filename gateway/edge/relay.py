@@ -30,16 +30,16 @@ REASONING_S_MIN = 120.0  # a model that reasons is never cut under this
 class StreamAttempt(Attempt):
     """Events as they come, cut at event borders. What precedes the first content waits for it."""
 
-    streams = True
-    _cutter: EventCutter | None = None  # of a stream that comes in pieces
-    _held_bytes = 0
-    _first_token_s = 0.0  # that the first content may take from the head on
-    _silence_s = float("inf")  # that all before it may take, where another endpoint could serve instead
+    __slots__ = ("_cutter", "_first_token_s", "_held", "_held_bytes", "_idle_s", "_silence_s", "_splicer", "reasons")
 
     def __init__(self, exchange: InferenceExchange, choice: Choice, upstream: Upstream) -> None:
         super().__init__(exchange, choice, upstream)
         self._splicer = Splicer(exchange.generation_id, choice.model.id, upstream.provider.name, choice.shape)
+        self._cutter: EventCutter | None = None  # of a stream that comes in pieces
         self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._first_token_s = 0.0  # that the first content may take from the head on
+        self._silence_s = float("inf")  # that all before it may take, where another endpoint could serve instead
         envelope = exchange.envelope
         self.reasons = choice.model.reasoning is not None or (envelope is not None and envelope.reasoning)
         self._idle_s = self._patience(choice.endpoint.timeouts.idle_s or exchange.parts.timeouts.idle_s)
@@ -156,7 +156,7 @@ class StreamAttempt(Attempt):
         now = exchange.parts.loop.time()
         if not self.committed and splicer.content_events:
             self.first_content_at = now
-            self.choice.live.first_content(self._number, now, self._prompt_tokens())
+            self.choice.live.first_content(self.number, now, self._prompt_tokens())
             events = b"".join((*self._held, events))
             self._held.clear()
             self.phase_at = now + self._idle_s

@@ -76,12 +76,14 @@ class ExchangeReport:
         self.answered(route, exchange.status)
         if error is not None:
             self._telemetry.counter("gateway_refusals_total", error.code).add()
+        told: list[tuple[str, str, int | None]] = []
         if attempts:
             usage = (bill.last or bill).usage if bill is not None else None  # what earlier parts used is no figure of the last endpoint's
             for attempt in attempts:
-                self._attempt(attempt, now, usage)
+                self._attempt(attempt, now, usage, exchange.streaming)
+                told.append((attempt.endpoint.id, attempt.outcome, attempt.provider_status))
             self._overhead.observe(exchange.overhead_s)
-        return _line(exchange, route, now)
+        return _line(exchange, route, told, now)
 
     def refused(self, route: str, error: GatewayError) -> None:
         """A request that never became an exchange."""
@@ -95,7 +97,7 @@ class ExchangeReport:
             counter = self._requests[route, status] = self._telemetry.counter("gateway_requests_total", route, str(status))
         counter.value += 1
 
-    def _attempt(self, attempt: Attempt, now: float, usage: Usage | None) -> None:
+    def _attempt(self, attempt: Attempt, now: float, usage: Usage | None, streaming: bool) -> None:
         endpoint = attempt.endpoint
         figures = self._endpoints.get(endpoint.id)
         if figures is None:
@@ -110,20 +112,20 @@ class ExchangeReport:
             return
         figures.input.value += usage.prompt_tokens
         figures.output.value += usage.completion_tokens
-        if attempt.streams and attempt.first_content_at:
+        if streaming and attempt.first_content_at:
             figures.ttft.observe(attempt.first_content_at - attempt.started_at)
             if usage.completion_tokens > 1:
                 figures.per_token.observe((now - attempt.first_content_at) / (usage.completion_tokens - 1))
 
 
-def _line(exchange: InferenceExchange, route: str, now: float) -> ExchangeLine:
-    envelope, key, attempts, error = exchange.envelope, exchange.key, exchange.attempts, exchange.error
+def _line(exchange: InferenceExchange, route: str, attempts: list[tuple[str, str, int | None]], now: float) -> ExchangeLine:
+    envelope, key, error = exchange.envelope, exchange.key, exchange.error
     last = exchange.attempt  # the one that served
     return ExchangeLine(
         exchange.generation_id or None,
         route,
         exchange.status,
-        [(attempt.endpoint.id, attempt.outcome, attempt.provider_status) for attempt in attempts],
+        attempts,
         int((now - exchange.started_at) * 1000),
         int(exchange.overhead_s * 1e6),
         key.label if key is not None else None,

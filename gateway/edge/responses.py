@@ -41,17 +41,21 @@ def status_line(status: int) -> bytes:
 
 def answer_head(status: int, length: int, headers: Iterable[tuple[str, str]], content_type: str, *, close: bool) -> bytes:
     """The head of an answer of known length."""
-    head = status_line(status) + EVERY
-    if status != 204:
-        head += b"Content-Type: %b\r\nContent-Length: %d\r\n" % (content_type.encode(), length)
+    head = _sized(status, content_type) % length if status != 204 else status_line(status) + EVERY
     for name, value in headers:
         head += f"{name}: {value}\r\n".encode()
     return head + (b"Connection: close\r\n\r\n" if close else b"\r\n")
 
 
 @cache
+def _sized(status: int, content_type: str) -> bytes:
+    """How the head of an answer of known length begins, without the length; the few there are are made once."""
+    return status_line(status) + EVERY + b"Content-Type: %b\r\nContent-Length: %%d\r\n" % content_type.encode()
+
+
+@cache
 def _begun(status: int, content_type: str) -> bytes:
-    """How a stream's head begins; the few there are are made once."""
+    """The same of a stream's head."""
     kind = b"Content-Type: %b\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n" % content_type.encode()
     return status_line(status) + EVERY + kind
 

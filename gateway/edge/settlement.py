@@ -104,11 +104,12 @@ class Settlement:
     def settle(self) -> None:
         """Settle all that is over; their last bytes leave when the records are written."""
         ending, self._ending = self._ending, []
+        now, wall_ms = self._loop.time(), int(time.time() * 1000)
         lines: list[bytes] = []
         told: list[InferenceExchange] = []
         for exchange in ending:
             try:
-                lines.append(self._settled(exchange))
+                lines.append(self._settled(exchange, now, wall_ms))
             except Exception as error:  # noqa: BLE001 - what is wrong with one must not take the others' money and answers with it
                 if exchange.hold is not None and not exchange.hold.resolved:
                     exchange.hold.release()
@@ -118,7 +119,7 @@ class Settlement:
         if told:
             self._journal.append(lines, lambda: self._let_go(told))
 
-    def _settled(self, exchange: InferenceExchange) -> bytes:
+    def _settled(self, exchange: InferenceExchange, now: float, wall_ms: int) -> bytes:
         """Turn the hold into the charge; the record of it, without which nothing is charged."""
         hold = exchange.hold
         assert hold is not None
@@ -128,7 +129,7 @@ class Settlement:
         if bill.nanos > hold.nanos:
             bill = self._within(bill, hold, exchange.attempt)
         exchange.bill = bill
-        generation = _record(exchange, hold, bill, exchange.error)
+        generation = _record(exchange, hold, bill, exchange.error, now, wall_ms)
         record = records.encode(generation)
         if isinstance(hold, FreeHold):
             hold.served = generation.was_served
@@ -144,7 +145,8 @@ class Settlement:
         assert hold is not None and attempt is not None
         attempt.note()
         bill = self._whole(exchange, self._bill(exchange, attempt, _EDGE_LOST), _EDGE_LOST)
-        return records.encode(_record(exchange, hold, self._within(bill, hold, attempt), _EDGE_LOST))
+        now, wall_ms = self._loop.time(), int(time.time() * 1000)
+        return records.encode(_record(exchange, hold, self._within(bill, hold, attempt), _EDGE_LOST, now, wall_ms))
 
     def _within(self, bill: Bill, hold: Hold, attempt: Attempt | None) -> Bill:
         """Where nobody knew the most that it can cost: no more than an account may owe."""
@@ -227,7 +229,7 @@ def usage_of(envelope: Envelope, attempt: Attempt, *, was_cut: bool) -> Usage:
     return told
 
 
-def _record(exchange: InferenceExchange, hold: Hold, bill: Bill, error: GatewayError | None) -> Generation:
+def _record(exchange: InferenceExchange, hold: Hold, bill: Bill, error: GatewayError | None, now: float, wall_ms: int) -> Generation:
     attempt = exchange.attempt
     key, envelope, presented = exchange.key, exchange.envelope, exchange.head.presented
     assert key is not None and envelope is not None and presented is not None
@@ -241,12 +243,12 @@ def _record(exchange: InferenceExchange, hold: Hold, bill: Bill, error: GatewayE
             native = native[:TEXT_CHARS_MAX]
         if first_content_at:
             latency_ms = int((first_content_at - began) * 1000)
-            generation_ms = int((exchange.parts.loop.time() - began) * 1000)
+            generation_ms = int((now - began) * 1000)
     record = Generation(
         exchange.generation_id,
         key.account_id,
         key.digest,
-        int(time.time() * 1000),
+        wall_ms,
         model,
         endpoint_id,
         provider,
@@ -273,5 +275,5 @@ def _record(exchange: InferenceExchange, hold: Hold, bill: Bill, error: GatewayE
         tuple([each.record() for each in exchange.attempts]),
     )
     if bill.last is not None and exchange.continuation is not None:
-        exchange.continuation.tell(record, bill, exchange.parts.loop.time())
+        exchange.continuation.tell(record, bill, now)
     return record

@@ -29,15 +29,11 @@ class Keys:
     def __init__(self, link: LinkClient) -> None:
         self._link = link
         self._loop = asyncio.get_running_loop()
-        self._known: dict[str, KeyRecord] = {}
+        self.known: dict[str, KeyRecord] = {}
         self._unknown: dict[str, float] = {}  # digest -> until
 
     def find(self, digest: str, then: Callable[[KeyRecord | None, bool], None]) -> None:
-        """Calls `then(record, unavailable)`: at once when known, else when control has answered."""
-        record = self._known.get(digest)
-        if record is not None:
-            then(record, False)
-            return
+        """Of a key that is not known: calls `then(record, unavailable)` when control has answered, or where it has lately at once."""
         until = self._unknown.get(digest)
         if until is not None and until > self._loop.time():
             then(None, False)
@@ -51,11 +47,11 @@ class Keys:
 
     def _remember(self, digest: str, answer: KeyFound) -> None:
         if answer.key is not None:
-            if len(self._known) >= KEYS_MAX:
-                del self._known[next(iter(self._known))]
-            self._known[digest] = answer.key
+            if len(self.known) >= KEYS_MAX:
+                del self.known[next(iter(self.known))]
+            self.known[digest] = answer.key
             if answer.key.session:
-                self._loop.call_later(SESSION_S, self._known.pop, digest, None)
+                self._loop.call_later(SESSION_S, self.known.pop, digest, None)
             self._unknown.pop(digest, None)
         elif not answer.unavailable:
             if len(self._unknown) >= UNKNOWN_MAX:
@@ -66,13 +62,13 @@ class Keys:
         """Control's push: the new truth of one key; None: revoked."""
         self._unknown.pop(digest, None)
         if record is None:
-            self._known.pop(digest, None)
-        elif digest in self._known:
-            self._known[digest] = record
+            self.known.pop(digest, None)
+        elif digest in self.known:
+            self.known[digest] = record
 
     def forget(self) -> None:
         """After a lost link: changes may have been missed."""
-        self._known.clear()
+        self.known.clear()
         self._unknown.clear()
 
 

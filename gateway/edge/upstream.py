@@ -26,6 +26,8 @@ DRAIN_S = 1.0  # how long a provider may take to end its framing after the end o
 class CallListener:
     """What a call tells. After `on_end` or `on_failed` nothing follows; after `cancel` nothing at all."""
 
+    __slots__ = ()
+
     def on_head(self, status: int, headers: CIMultiDictProxy[str]) -> None: ...
     def on_data(self, data: bytes) -> None: ...
     def on_end(self) -> None: ...
@@ -83,6 +85,7 @@ class Pool:
         self._draining: dict[Call, float] = {}
         self._connecting: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
 
     def __repr__(self) -> str:
         return f"<Pool {self.origin!r} calls {self.calls}/{self._calls_max} idle {len(self._idle)} open {len(self._open)}>"
@@ -101,8 +104,7 @@ class Pool:
         idle = self._idle
         while idle:
             connection = idle.pop()
-            if connection.usable():
-                connection.begin(call, reused=True)
+            if connection.begin(call, reused=True):
                 return call
             connection.close()
         self._connect(call)
@@ -132,8 +134,8 @@ class Pool:
                 self.keep(connection)
             elif call.ended:
                 connection.close()
-            else:
-                connection.begin(call, reused=False)
+            elif not connection.begin(call, reused=False):
+                call.fail(ConnectFailed("Provider closed the connection at once"))
 
     async def _open_connection(self) -> ProviderConnection:
         origin = self.origin
@@ -158,9 +160,6 @@ class Pool:
             else:
                 return connection
         raise failure
-
-    def now(self) -> float:
-        return self._loop.time()
 
     def resend(self, call: Call) -> None:
         """The idle connection picked for `call` was already closed by the provider: once more, on a fresh one."""
@@ -274,7 +273,7 @@ class Call:
     def complete_with(self, headers: CIMultiDictProxy[str], pieces: list[bytes]) -> None:
         self.ended = True
         self._connection = None
-        self._pool.on_call_ended(self)
+        self._pool.calls -= 1  # it is not draining: nobody has told its listener anything so far
         self.listener.on_whole(headers, pieces)
 
     def fail(self, error: GatewayError) -> None:

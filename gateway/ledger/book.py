@@ -114,14 +114,13 @@ class Book:
     """All leases of this edge."""
 
     def __init__(self) -> None:
-        self._leases: dict[str, Lease] = {}
-        self.lease = self._leases.get  # by resource
+        self.leases: dict[str, Lease] = {}  # by resource
 
     def __repr__(self) -> str:
-        return f"<Book leases {len(self._leases)} held {sum(lease.held for lease in self._leases.values())}>"
+        return f"<Book leases {len(self.leases)} held {sum(lease.held for lease in self.leases.values())}>"
 
     def __len__(self) -> int:
-        return len(self._leases)
+        return len(self.leases)
 
     def hold(self, resources: tuple[str, ...], nanos: int, now: float) -> Hold:
         """Set `nanos` aside on all resources, or on none. Raises LeaseShort."""
@@ -139,7 +138,7 @@ class Book:
     def _with(self, resources: tuple[str, ...], amount: int, now: float) -> tuple[Lease, ...]:
         leases = []
         for resource in resources:
-            lease = self._leases.get(resource)
+            lease = self.leases.get(resource)
             if lease is None:
                 raise LeaseShort(resource, amount)
             if lease.available < amount:
@@ -151,15 +150,15 @@ class Book:
 
     def open(self, resource: str, now: float) -> Lease:
         """The lease of a resource, empty where nothing was granted yet."""
-        lease = self._leases.get(resource)
+        lease = self.leases.get(resource)
         if lease is None:
-            lease = self._leases[resource] = Lease()
+            lease = self.leases[resource] = Lease()
             lease.used_at = now
         return lease
 
     def available(self, resource: str) -> int:
         """What may be held now; 0 for a resource never leased."""
-        lease = self._leases.get(resource)
+        lease = self.leases.get(resource)
         return lease.available if lease is not None else 0
 
     def granted(self, resource: str, nanos: int, now: float) -> None:
@@ -169,7 +168,7 @@ class Book:
 
     def give_back(self, resource: str, keep_nanos: int = 0) -> int:
         """Take everything unused off a lease but for `keep_nanos`, for control to grant elsewhere; how much."""
-        lease = self._leases.get(resource)
+        lease = self.leases.get(resource)
         if lease is None:
             return 0
         unused = max(0, lease.available - keep_nanos)
@@ -181,17 +180,17 @@ class Book:
 
         Only for a resource whose name is never used again: totals that began anew under an old name would contradict control's.
         """
-        lease = self._leases.get(resource)
+        lease = self.leases.get(resource)
         if lease is None or lease.holds:
             return None
         unused = self.give_back(resource)
-        del self._leases[resource]
+        del self.leases[resource]
         return unused
 
     def idle(self, before: float) -> list[str]:
         """Resources without holds that were not used since `before`."""
-        return [resource for resource, lease in self._leases.items() if lease.holds == 0 and lease.used_at < before]
+        return [resource for resource, lease in self.leases.items() if lease.holds == 0 and lease.used_at < before]
 
     def standing(self) -> dict[str, int]:
         """Granted nanos by resource: what control must believe after the link was lost."""
-        return {resource: lease.granted for resource, lease in self._leases.items()}
+        return {resource: lease.granted for resource, lease in self.leases.items()}

@@ -16,6 +16,7 @@ FIRST_TOKEN_S_COLD = 15.0  # while nothing is known of the endpoint
 FIRST_TOKEN_S_REASONING = 120.0  # a model that thinks says nothing for long, and is never cut under this
 P99_TIMES = 2.0  # the slowest of a hundred is no outage; twice as slow may be one
 BACKOFF_S, BACKOFF_S_MAX = 0.05, 1.0
+EARNED_MAX = 100.0  # attempts that requests may save up for
 HEDGE_S_MIN = 0.02  # below it, what was waited for may be this very process
 HEDGE_TIMES = 1.5  # the median: where all take nearly the same time, one in twenty is late and none is slow
 HEDGES_SAVED = 10  # that a quiet time may save up for
@@ -40,7 +41,8 @@ class RetryBudget:
 
     def request(self) -> None:
         """A caller's request came: it earns its share."""
-        self._earned = min(self._earned + self._share, 100.0)
+        if self._earned < EARNED_MAX:
+            self._earned += self._share
 
     def take(self, now_s: float) -> bool:
         """Whether one more attempt may be made; if so it is counted."""

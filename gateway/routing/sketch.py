@@ -19,7 +19,8 @@ _MIDDLE = 2 / (_GAMMA + 1)
 
 def bucket(value: float) -> int:
     """The bucket of a positive value; what lies outside the range counts as its end."""
-    return ceil(log(min(max(value, VALUE_MIN), VALUE_MAX)) * _PER_LOG)
+    value = VALUE_MIN if value < VALUE_MIN else VALUE_MAX if value > VALUE_MAX else value
+    return ceil(log(value) * _PER_LOG)
 
 
 def middle(index: int) -> float:

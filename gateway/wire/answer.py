@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import msgspec
@@ -149,28 +150,33 @@ def rewrite(body: bytes, generation_id: str, model: str, provider: str) -> Answe
 
 
 def _exchanged(body: bytes, generation_id: str, model: str, provider: str) -> Answer | None:
-    """The answer with our members in the place of the provider's; None where it is not of the common form.
+    """The answer with our members in the place of the provider's; None where it is not of the common form and order.
 
-    A member that stands there once is the one at the top: within texts its quotes would be escaped.
+    Bare quotes are nowhere within texts, so what stands before any brace is at the top, and what stands there once is what was decoded.
     """
     try:
         found = _common_decoder.decode(body)
     except msgspec.ValidationError:
         return None
-    their_id, their_model, usage = b'"id":' + _encode(found.id), b'"model":' + _encode(found.model), bytes(found.usage)
-    native = found.choices[0].finish_reason
+    usage, native = bytes(found.usage), found.choices[0].finish_reason
     their_finish, our_finish = _FINISH_MEMBERS[native]
     their_usage = b'"usage":' + usage
-    if not body.count(their_id) == body.count(their_model) == body.count(their_finish) == body.count(their_usage) == 1:
+    begin, _, rest = body.partition(b'"id":' + _encode(found.id))
+    kind, _, rest = rest.partition(b'"model":' + _encode(found.model))
+    choices, _, rest = rest.partition(their_finish)
+    middle, last, after = rest.partition(their_usage)
+    is_alone = their_finish not in rest and their_usage not in choices and their_usage not in after
+    if not last or not is_alone or begin != b"{" or kind[-1:] != b"," or b"{" in kind:
         return None
-    our_id = b'"id":"%b","provider":%b' % (generation_id.encode(), _encode(provider))
-    if not found.system_fingerprint:
-        our_id += b',"system_fingerprint":null'
-    ours = body.replace(their_id, our_id).replace(their_model, b'"model":' + _encode(model)).replace(their_finish, our_finish)
-    before, same, after = ours.partition(their_usage)
-    if not same:  # one of ours went into it
-        return None
-    return Answer(before + b'"usage":', after, found.id, native, native, usage if is_filled_object(found.usage) else None, body)
+    ours = _our_members(model, provider, bool(found.system_fingerprint))
+    before = b'{"id":"%b"%b%b%b%b%b"usage":' % (generation_id.encode(), ours, kind[:-1], choices, our_finish, middle)
+    return Answer(before, after, found.id, native, native, usage if is_filled_object(usage) else None, body)
+
+
+@lru_cache(512)
+def _our_members(model: str, provider: str, has_fingerprint: bool) -> bytes:
+    """What we say of whole answers beside their ids; the commonest are made once."""
+    return b',"provider":%b,"model":%b%b' % (_encode(provider), _encode(model), b"" if has_fingerprint else b',"system_fingerprint":null')
 
 
 # The member as it stands there, and what takes its place.

@@ -182,7 +182,7 @@ def test_what_is_free_holds_one_of_each_quota_and_uses_it_up_only_if_it_was_serv
     rate = book.open("free-minute:ann:1", 0.0)
     rate.granted = 5
     hold = book.hold_free((BALANCE,), "free-day:ann:2026-11-25", rate, 0.0)
-    day = book.lease("free-day:ann:2026-11-25")
+    day = book.leases.get("free-day:ann:2026-11-25")
     assert day is not None and hold.resources == (BALANCE, "free-day:ann:2026-11-25")
     assert (day.available, rate.available, hold.nanos) == (2, 4, 0)
     assert book.give_back("free-day:ann:2026-11-25") == 2  # what is held stays

@@ -39,7 +39,7 @@ def edge() -> Edge:
 
 def at_once(edge: Edge, nanos: int = 100) -> bool:
     """Whether the shortest way serves."""
-    hold = edge.admission.hold_at_once(KEY, nanos)
+    hold = edge.admission.hold_at_once(KEY, nanos, edge.now)
     if hold is not None:
         hold.release()
     return hold is not None

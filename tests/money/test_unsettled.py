@@ -101,7 +101,7 @@ async def test_what_cannot_be_settled_holds_nothing_any_more() -> None:
     ends.end(cast(InferenceExchange, broken))
     await asyncio.sleep(0)
     assert broken.abandoned and not noted.lines
-    lease = book.lease("balance:a")
+    lease = book.leases.get("balance:a")
     assert lease is not None and (lease.held, lease.holds, lease.spent, lease.available) == (0, 0, 0, 100)
 
 

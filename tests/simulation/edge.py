@@ -160,7 +160,7 @@ class SimEdge:
         except GatewayError as error:
             self._world.refused(self, exchange, error)
             return
-        hold = self.admission.hold_at_once(exchange.key, exchange.nanos)
+        hold = self.admission.hold_at_once(exchange.key, exchange.nanos, self._loop.time())
         if hold is not None:
             self._serve(exchange, hold)
             return

@@ -133,7 +133,7 @@ class Promises:
         may_spend = Counter(self.spent)
         for edge in edges:
             for resource in edge.book.standing():
-                lease = edge.book.lease(resource)
+                lease = edge.book.leases.get(resource)
                 assert lease is not None
                 granted, settled = self._rows.get((resource, edge.incarnation), (0, 0))
                 if granted < lease.granted or settled > lease.spent or lease.held < 0:

@@ -336,7 +336,7 @@ class World:
             if edge.waiting:
                 return f"{edge.incarnation} has {len(edge.waiting)} requests that nobody answered"
             for resource in edge.book.standing():
-                lease = edge.book.lease(resource)
+                lease = edge.book.leases.get(resource)
                 assert lease is not None
                 if lease.holds or lease.held:
                     return f"{edge.incarnation} still holds {lease.held} of {resource}"
