@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Tokens of one answer. Reasoning is inside completion, cached and cache-written tokens are inside prompt.
 
     Records keep it by place (see `domain.generation`): members are only ever added, and at the end.

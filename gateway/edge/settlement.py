@@ -230,7 +230,7 @@ def usage_of(envelope: Envelope, attempt: Attempt, *, was_cut: bool) -> Usage:
 
 
 def _record(exchange: InferenceExchange, hold: Hold, bill: Bill, error: GatewayError | None, now: float, wall_ms: int) -> Generation:
-    attempt = exchange.attempt
+    attempt, attempts = exchange.attempt, exchange.attempts
     key, envelope, presented = exchange.key, exchange.envelope, exchange.head.presented
     assert key is not None and envelope is not None and presented is not None
     model, endpoint_id, provider, upstream_id = envelope.model, "", "", ""
@@ -272,7 +272,7 @@ def _record(exchange: InferenceExchange, hold: Hold, bill: Bill, error: GatewayE
         presented.user_agent,
         said(envelope.user) if envelope.user else "",
         (said(envelope.session_id) if envelope.session_id else "") or presented.session_id,
-        tuple([each.record() for each in exchange.attempts]),
+        (attempts[0].record(),) if len(attempts) == 1 else tuple([each.record() for each in attempts]),
     )
     if bill.last is not None and exchange.continuation is not None:
         exchange.continuation.tell(record, bill, now)

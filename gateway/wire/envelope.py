@@ -159,7 +159,10 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
 def parse(body: bytes, kind: Kind) -> Envelope:
     """Read a request body. Raises BadRequest, naming the field and what it must be, never echoing it."""
     fields = _split(body)
-    known = _known(body)
+    try:
+        known = _known_decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _complaint(error) from None
     model, models = known.model, known.models
     if models:
         names = [name for name in (model, *models) if name]
@@ -173,7 +176,10 @@ def parse(body: bytes, kind: Kind) -> Envelope:
     if messages is not None and kind == "chat":
         count = len(messages)
         text_bytes, bytes_max, images, modalities = _said(messages, fields["messages"])
-        opening = tuple([text[:_OPENING_CHARS] for each in messages[:2] if isinstance(text := each.content, str)])
+        first = messages[0].content
+        opening = (first[:_OPENING_CHARS],) if isinstance(first, str) else ()
+        if count > 1 and isinstance(second := messages[1].content, str):
+            opening = (*opening, second[:_OPENING_CHARS])
     else:
         count = images = 0
         modalities, opening = _NO_NAMES, ()
@@ -229,18 +235,16 @@ def _split(body: bytes) -> dict[str, msgspec.Raw]:
     return fields
 
 
-def _known(body: bytes) -> _Known:
-    try:
-        return _known_decoder.decode(body)
-    except msgspec.ValidationError as error:
-        # msgspec names types, limits and the path, never the value (but for roles).
-        reason, _, path = _without_value(error).rpartition(" - at `$.")
-        path = path.rstrip("`")
-        name = re.split(r"[.\[]", path, maxsplit=1)[0]
-        where = path[len(name) :]
-        raise BadRequest(f"{name}: {reason}" + (f" - at `${where}`" if where else "")) from None
-    except (msgspec.DecodeError, RecursionError):
-        raise BadRequest("the body is not valid JSON") from None
+def _complaint(error: Exception) -> BadRequest:
+    """What is wrong with a field that is looked at."""
+    if not isinstance(error, msgspec.ValidationError):
+        return BadRequest("the body is not valid JSON")
+    # msgspec names types, limits and the path, never the value (but for roles).
+    reason, _, path = _without_value(error).rpartition(" - at `$.")
+    path = path.rstrip("`")
+    name = re.split(r"[.\[]", path, maxsplit=1)[0]
+    where = path[len(name) :]
+    return BadRequest(f"{name}: {reason}" + (f" - at `${where}`" if where else ""))
 
 
 def _shared(fields: dict[str, msgspec.Raw], known: _Known) -> tuple[bytes | msgspec.Raw, ...]:

@@ -69,15 +69,7 @@ def read(reported: bytes | None, prompt_tokens_max: int, completion_tokens_max: 
     written = written or told.cache_creation_input_tokens or 0
     if prompt > prompt_tokens_max or completion > completion_tokens_max or cached + written > prompt or reasoning > completion:
         return None
-    return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        cached_tokens=cached,
-        cache_write_tokens=written,
-        reasoning_tokens=reasoning,
-        audio_tokens=audio,
-        images=images,
-    )
+    return Usage(prompt, completion, cached, written, reasoning, audio, images)
 
 
 def completion_told(reported: bytes | None) -> int:
