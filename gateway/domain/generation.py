@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from math import floor
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,8 +36,8 @@ class GenerationIds:
         if not self._noise:
             noise = secrets.token_bytes(_NOISE_CHARS * _REFILL_IDS).translate(_CHARS).decode()
             self._noise = [noise[at : at + _NOISE_CHARS] for at in range(0, len(noise), _NOISE_CHARS)]
-        whole = int(now_s)
-        return f"gen-{whole}-{int((now_s - whole) * 65536):04x}{self._noise.pop()}"
+        whole = floor(now_s)
+        return f"gen-{whole}-{floor((now_s - whole) * 65536):04x}{self._noise.pop()}"
 
 
 class AttemptRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -6,6 +6,7 @@ Before the first content byte an attempt only collects; its failure is told to t
 from __future__ import annotations
 
 import time
+from math import floor
 from typing import TYPE_CHECKING
 
 from multidict import CIMultiDictProxy
@@ -85,7 +86,7 @@ class Attempt(CallListener):
             endpoint.provider,
             self.outcome or EdgeLost.code,  # of a stream that runs: what its mark says if nothing follows
             self.provider_status,
-            int((first_content_at - self.started_at) * 1000) if first_content_at else self.waited_ms,
+            floor((first_content_at - self.started_at) * 1000) if first_content_at else self.waited_ms,
         )
 
     def note(self) -> None:

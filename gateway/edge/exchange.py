@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from math import floor
 from random import random
 from typing import TYPE_CHECKING
 
@@ -183,7 +184,7 @@ class InferenceExchange:
         if envelope.provider is not None and is_wished(envelope):
             self.continuation = Continuation(self, envelope)
         wall = time.time()
-        self.created_s = int(wall)
+        self.created_s = floor(wall)
         self.generation_id = parts.ids.new(wall)
         parts.retries.request()
         admission = parts.admission

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import floor
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -126,13 +127,13 @@ def _line(exchange: InferenceExchange, route: str, attempts: list[tuple[str, str
         route,
         exchange.status,
         attempts,
-        int((now - exchange.started_at) * 1000),
-        int(exchange.overhead_s * 1e6),
+        floor((now - exchange.started_at) * 1000),
+        floor(exchange.overhead_s * 1e6),
         key.label if key is not None else None,
         key.account_id if key is not None else None,
         envelope.stream if envelope is not None else None,
         last.endpoint.id if last is not None else None,
-        int((last.first_content_at - last.started_at) * 1000) if last is not None and last.first_content_at else None,
+        floor((last.first_content_at - last.started_at) * 1000) if last is not None and last.first_content_at else None,
         error.code if error is not None else None,
         error.fault if error is not None else None,
     )

@@ -159,7 +159,8 @@ class EdgeServer:
             origin = self._parts.site.caller(head.headers, caller.peer)
             return Passage(self._control, caller, head, origin, lambda status: self._parts.report.answered(CONTROL_ROUTE, status))
         if head.method == "POST":
-            return self._open_inference(caller, head, kind)
+            open_inference = self._open_inference
+            return open_inference(caller, head, kind)
         if head.method == "OPTIONS":
             self._parts.report.answered(ROUTES[kind], 204)
             return _Immediate(caller, 204, PREFLIGHT, None)

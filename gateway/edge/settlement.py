@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from math import floor
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -104,7 +105,7 @@ class Settlement:
     def settle(self) -> None:
         """Settle all that is over; their last bytes leave when the records are written."""
         ending, self._ending = self._ending, []
-        now, wall_ms = self._loop.time(), int(time.time() * 1000)
+        now, wall_ms = self._loop.time(), floor(time.time() * 1000)
         lines: list[bytes] = []
         told: list[InferenceExchange] = []
         for exchange in ending:
@@ -145,7 +146,7 @@ class Settlement:
         assert hold is not None and attempt is not None
         attempt.note()
         bill = self._whole(exchange, self._bill(exchange, attempt, _EDGE_LOST), _EDGE_LOST)
-        now, wall_ms = self._loop.time(), int(time.time() * 1000)
+        now, wall_ms = self._loop.time(), floor(time.time() * 1000)
         return records.encode(_record(exchange, hold, self._within(bill, hold, attempt), _EDGE_LOST, now, wall_ms))
 
     def _within(self, bill: Bill, hold: Hold, attempt: Attempt | None) -> Bill:
@@ -242,8 +243,8 @@ def _record(exchange: InferenceExchange, hold: Hold, bill: Bill, error: GatewayE
         if native is not None:
             native = native[:TEXT_CHARS_MAX]
         if first_content_at:
-            latency_ms = int((first_content_at - began) * 1000)
-            generation_ms = int((now - began) * 1000)
+            latency_ms = floor((first_content_at - began) * 1000)
+            generation_ms = floor((now - began) * 1000)
     record = Generation(
         exchange.generation_id,
         key.account_id,

@@ -7,6 +7,7 @@ fleet saw, as control pushed it, and what this edge saw since; without control, 
 from __future__ import annotations
 
 from collections import deque
+from math import floor
 
 from gateway.routing.breaker import Breaker, BreakerRules
 from gateway.routing.budget import first_token_limit_s, hedge_after_s
@@ -141,7 +142,7 @@ class Live:
             return
         took_s = now_s - begun
         self._firsts += 1
-        self._first_us += int(took_s * 1e6)
+        self._first_us += floor(took_s * 1e6)
         self._prompt_tokens += prompt_tokens
         index = bucket(took_s)
         self._first_sketch[index] = self._first_sketch.get(index, 0) + 1
@@ -157,7 +158,7 @@ class Live:
         if tokens > 0 and gen_s > 0:
             self._answers += 1
             self._tokens += tokens
-            self._gen_us += int(gen_s * 1e6)
+            self._gen_us += floor(gen_s * 1e6)
             index = bucket(tokens / gen_s)
             self._rate_sketch[index] = self._rate_sketch.get(index, 0) + 1
         breaker = self.breaker

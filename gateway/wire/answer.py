@@ -165,8 +165,10 @@ def _exchanged(body: bytes, generation_id: str, model: str, provider: str) -> An
     kind, _, rest = rest.partition(b'"model":' + _encode(found.model))
     choices, _, rest = rest.partition(their_finish)
     middle, last, after = rest.partition(their_usage)
-    is_alone = their_finish not in rest and their_usage not in choices and their_usage not in after
-    if not last or not is_alone or begin != b"{" or kind[-1:] != b"," or b"{" in kind:
+    # Looked for by `partition`, for `in` asks first whether the bytes are a number, by an exception, which takes 0.3 us.
+    if not last or begin != b"{" or kind[-1:] != b"," or kind.partition(b"{")[1]:
+        return None
+    if rest.partition(their_finish)[1] or choices.partition(their_usage)[1] or after.partition(their_usage)[1]:
         return None
     ours = _our_members(model, provider, bool(found.system_fingerprint))
     before = b'{"id":"%b"%b%b%b%b%b"usage":' % (generation_id.encode(), ours, kind[:-1], choices, our_finish, middle)

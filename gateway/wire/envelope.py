@@ -159,6 +159,10 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
 def parse(body: bytes, kind: Kind) -> Envelope:
     """Read a request body. Raises BadRequest, naming the field and what it must be, never echoing it."""
     fields = _split(body)
+    passed, size = _passed(fields)
+    # Without space between its parts there is no room for a part that was not kept.
+    if len(body) != size and not _is_spaced(body, fields) and _repeats_key(body, fields):
+        raise BadRequest("the body repeats a top-level key")
     try:
         known = _known_decoder.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -184,6 +188,9 @@ def parse(body: bytes, kind: Kind) -> Envelope:
         count = images = 0
         modalities, opening = _NO_NAMES, ()
         text_bytes, bytes_max = _prompt(known.prompt, fields, kind)
+    # What is not text is too short for it, mostly.
+    if len(body) - text_bytes > 2 * NESTING_MAX and _may_nest_deeper(body) and _depth(body) > NESTING_MAX:
+        raise BadRequest(_TOO_DEEP)
     # What a chat template writes out into the prompt.
     if known.tools is not None:
         bytes_max += len(fields["tools"])
@@ -208,7 +215,7 @@ def parse(body: bytes, kind: Kind) -> Envelope:
         modalities,
         known.tool_choice is not None and known.tool_choice not in ("auto", "none"),
         opening,
-        _shared(fields, known),
+        (*passed, _stream_member(known.stream_options), b"}") if known.stream else (*passed, b"}"),
     )
 
 
@@ -228,10 +235,6 @@ def _split(body: bytes) -> dict[str, msgspec.Raw]:
         raise BadRequest(_TOO_DEEP) from None
     if len(fields) > MEMBERS_MAX:
         raise BadRequest(f"the body has more than {MEMBERS_MAX} top-level keys")
-    if _may_nest_deeper(body) and _depth(body) > NESTING_MAX:
-        raise BadRequest(_TOO_DEEP)
-    if not _is_compact(body, fields) and not _is_spaced(body, fields) and _repeats_key(body, fields):
-        raise BadRequest("the body repeats a top-level key")
     return fields
 
 
@@ -247,20 +250,21 @@ def _complaint(error: Exception) -> BadRequest:
     return BadRequest(f"{name}: {reason}" + (f" - at `${where}`" if where else ""))
 
 
-def _shared(fields: dict[str, msgspec.Raw], known: _Known) -> tuple[bytes | msgspec.Raw, ...]:
+def _passed(fields: dict[str, msgspec.Raw]) -> tuple[list[bytes | msgspec.Raw], int]:
+    """The members that pass on as they are, in pieces; and the length of the whole body, written without any space."""
     pieces: list[bytes | msgspec.Raw] = []
+    size = 1 + 4 * len(fields)  # braces, quotes, colons and commas
     for name, raw in fields.items():
+        size += len(name) + len(raw)
         if (known_name := _NAMES.get(name)) is not None:
             pieces += (known_name, raw)
         elif name not in _DROPPED:
             pieces += (b"," + _string_encoder.encode(name) + b":", raw)
-    if known.stream:
-        if known.stream_options:
-            pieces.append(b',"stream":true,"stream_options":' + msgspec.json.encode({**known.stream_options, "include_usage": True}))
-        else:
-            pieces.append(_STREAM)
-    pieces.append(b"}")
-    return tuple(pieces)
+    return pieces, size
+
+
+def _stream_member(options: dict[str, msgspec.Raw] | None) -> bytes:
+    return b',"stream":true,"stream_options":' + msgspec.json.encode({**options, "include_usage": True}) if options else _STREAM
 
 
 def _said(messages: list[Message], raw: msgspec.Raw) -> tuple[int, int, int, frozenset[str]]:
@@ -306,11 +310,6 @@ def _text_bytes(text: str | None) -> int:
 
 # Duplicate keys: msgspec keeps the last one silently, a provider might keep the first; what was authorised must be what
 # is sent. The two ways in which programs write JSON are recognised at once; other bodies are walked.
-
-
-def _is_compact(body: bytes, fields: dict[str, msgspec.Raw]) -> bool:
-    """Whether the body has the length of its parts: no space between them, so no room for a part that was not kept."""
-    return len(body) == 1 + len(fields) * 4 + sum(map(len, fields)) + sum(map(len, fields.values()))
 
 
 def _is_spaced(body: bytes, fields: dict[str, msgspec.Raw]) -> bool:

@@ -55,8 +55,8 @@ class Form:
         if (
             head.startswith(their_id)
             and head.count(their_model) == 1
-            and b"{" not in head[1:]
-            and b"[" not in head
+            and head.find(b"{", 1) < 0
+            and head.find(b"[") < 0
             and chunk.usage is chunk.error is chunk.provider is UNSET
             and bytes(chunk.system_fingerprint or b"") != b"null"
             and (b'"object":"chat.completion.chunk",' in head or b'"object":"text_completion",' in head)

@@ -106,7 +106,7 @@ class Splicer(Form):
                     continue
             if event == DONE:
                 self.done = True
-            elif event.find(BORDER) != len(event) - 2 or b"\r" in event:
+            elif event.find(BORDER) != len(event) - 2 or event.partition(b"\r")[1]:
                 break
             else:
                 out.append(self._lines(event.strip(b"\n").split(b"\n")))
