@@ -32,7 +32,7 @@ class EventCutter:
             data = self._normalised(data)
         pending = self._pending
         if not pending:
-            if data.endswith(b"\n\n"):
+            if data[-2:] == b"\n\n":
                 return data
         elif data.startswith(b"\n") and pending.endswith(b"\n"):  # the border itself was cut in two
             data = bytes(pending) + data

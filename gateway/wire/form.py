@@ -28,22 +28,26 @@ _NO_RESTS: dict[bytes, Rest] = {}
 class Form:
     """What is exchanged in the events of one stream. "old" is the provider's, "new" ours. `shape`: of the endpoint."""
 
-    _opening = NOTHING  # what an event begins with, up to `choices`
-    # The same as JSON, and after `choices` where our members are there.
-    _head_old, _head_new = NOTHING, b""
-    _tail_old, _tail_new = b"", b""
-    # All of an event but its text, before and after it, from `data: ` to the empty line.
-    _lead_old, _lead_new = NOTHING, b""
-    _trail_old = _trail_new = b""
-    _nulls: tuple[bytes, ...] = ()  # members after `choices` to leave out, as this upstream writes them
-    _usage_null = _fingerprint_null = False
-    _rests = _NO_RESTS  # the shape's, in a stream of the common form
-    _first_data = b""  # the first event
-    upstream_id: str | None = None
+    __slots__ = (
+        "_fingerprint_null", "_first_data", "_head", "_head_new", "_head_old", "_lead_new", "_lead_old", "_nulls", "_opening", "_rests",
+        "_shape", "_tail_new", "_tail_old", "_trail_new", "_trail_old", "_usage_null", "upstream_id",
+    )  # fmt: skip
 
     def __init__(self, generation_id: str, model: str, provider: str, shape: Shape) -> None:
         self._shape = shape
         self._head = b'"id":"%b","provider":%b,"model":%b' % (generation_id.encode(), _encode(provider), _encode(model))
+        self._first_data = b""  # the first event
+        self.upstream_id: str | None = None
+        self._opening = NOTHING  # what an event begins with, up to `choices`
+        # The same as JSON, and after `choices` where our members are there.
+        self._head_old, self._head_new = NOTHING, b""
+        self._tail_old, self._tail_new = b"", b""
+        # All of an event but its text, before and after it, from `data: ` to the empty line.
+        self._lead_old, self._lead_new = NOTHING, b""
+        self._trail_old = self._trail_new = b""
+        self._nulls: tuple[bytes, ...] = ()  # members after `choices` to leave out, as this upstream writes them
+        self._usage_null = self._fingerprint_null = False
+        self._rests = _NO_RESTS  # the shape's, in a stream of the common form
 
     def _learn_common(self, data: bytes, chunk: Chunk) -> None:
         """The same at a glance, of the commonest form: no space between, the id first, and no null to leave out.
