@@ -36,6 +36,7 @@ from gateway.control.key_lookup import KeyLookup
 from gateway.control.leases import LeaseDesk
 from gateway.control.prometheus import read_back
 from gateway.control.rates import Desks, RateBook
+from gateway.control.removal import Removal
 from gateway.control.store import RefusalReason, Store
 from gateway.control.store.opening import open_store
 from gateway.control.telemetry import Telemetry
@@ -151,6 +152,7 @@ class Control:
         expiry = Expiry(store=store, days=self._settings.billing.credits_expire_days, log=self._log)
         await self._hourly("expiry", expiry.look, parts)
         await self._hourly("windows", lambda: forget_windows(store, self._log), parts)
+        await self._hourly("removal", self._removal(store, bookkeeper, telemetry).look, parts)
         await parts.enter_async_context(_running(self._watch_fleet(fleet), "fleet"))
         await self._listen(store, content, link, bookkeeper, telemetry, fleet, parts)
 
@@ -204,6 +206,16 @@ class Control:
         telemetry.fact("gateway_journal_pending_records", lambda: float(bookkeeper.pending_records))
         telemetry.fact("gateway_journal_oldest_seconds", lambda: bookkeeper.oldest_s)
         return bookkeeper
+
+    def _removal(self, store: Store, bookkeeper: Bookkeeper, telemetry: Telemetry) -> Removal:
+        telemetry.declare("gateway_generations_removed_total")
+        return Removal(
+            store=store,
+            days=self._settings.store.generations_days,
+            drained=bookkeeper.drained,
+            on_removed=lambda count: telemetry.count("gateway_generations_removed_total", more=count),
+            log=self._log,
+        )
 
     async def _take_in(self, content: ContentStore, store: Store, telemetry: Telemetry, parts: contextlib.AsyncExitStack) -> ContentIntake:
         """What accounts have kept comes in, and is deleted in time. It fails alone: nothing of it is opened here."""
