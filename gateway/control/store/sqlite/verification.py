@@ -79,15 +79,16 @@ class _Verification:
 
     def _compare_charges(self, begin: int, end: int) -> None:
         """Entry by entry: what one of them lacks is not made up for by another."""
-        rest = {"begin": begin, "end": end, "entry": self._entry, "entry_nanos": self._last_nanos, "last": self._last}
-        there = self._db.execute(_THERE, rest).fetchone()[0]
-        charged, wrong = self._db.execute(_CHARGED, rest).fetchone()
+        numbers = {"first": max(begin << ENTRY_BITS, self._last + 1), "end_number": end << ENTRY_BITS}
+        entries = {"begin": begin, "end": end, "entry": self._entry, "entry_nanos": self._last_nanos, "last": self._last}
+        there = self._db.execute(_THERE, numbers).fetchone()[0]
+        charged, wrong = self._db.execute(_CHARGED, entries).fetchone()
         self._generations += there
         if wrong:
-            for book, entry, nanos, entered in self._db.execute(_CHARGES_THAT_DIFFER, rest):
+            for book, entry, nanos, entered in self._db.execute(_CHARGES_THAT_DIFFER, entries):
                 self._differ(nanos - entered, f"{book}: generations charge {nanos} nanos, their usage entry {entry} says {entered}")
         if charged != there:
-            for generation_id, nanos, record in self._db.execute(_WITHOUT_ENTRY, {**rest, "limit": PROBLEMS_MAX}):
+            for generation_id, nanos, record in self._db.execute(_WITHOUT_ENTRY, {**numbers, "limit": PROBLEMS_MAX}):
                 self._differ(nanos, f"{_account_of(record)}: no usage entry charges {generation_id}")
 
     def _compare_removed(self) -> None:
@@ -139,17 +140,14 @@ SELECT e.book, SUM(e.amount_nanos), SUM(CASE WHEN t.kind = 'usage' THEN e.amount
 FROM entries e NOT INDEXED JOIN transactions t ON t.number = e.transaction_number
 WHERE e.number >= ? AND e.number < ? GROUP BY e.book
 """
-_THERE = f"""
-SELECT COUNT(*) FROM generations
-WHERE number > :last AND number >= :begin << {ENTRY_BITS} AND number < :end << {ENTRY_BITS}
-"""  # noqa: S608
+_THERE = "SELECT COUNT(*) FROM generations WHERE number >= :first AND number < :end_number"
 # A usage entry of an account, and what its generations charge, with those of it that were removed.
 _USAGE = f"""
 SELECT e.book, e.number, -e.amount_nanos AS entered, COUNT(g.number) AS generations,
        COALESCE(SUM(g.charged_nanos), 0) + CASE WHEN e.number = :entry THEN :entry_nanos ELSE 0 END AS charged
 FROM entries e NOT INDEXED JOIN transactions t ON t.number = e.transaction_number
     LEFT JOIN generations g ON g.number BETWEEN e.number << {ENTRY_BITS} AND (e.number << {ENTRY_BITS}) + {ROWS_PER_ENTRY - 1}
-        AND g.number > :last
+        AND +g.number > :last
 WHERE e.number >= :begin AND e.number < :end AND t.kind = 'usage' AND e.book NOT LIKE 'gateway:%' GROUP BY e.number
 """  # noqa: S608
 _CHARGED = f"""
@@ -160,7 +158,7 @@ SELECT book, number, charged, entered FROM ({_USAGE}) WHERE charged <> entered
 """  # noqa: S608
 _WITHOUT_ENTRY = f"""
 SELECT id, charged_nanos, record FROM generations g
-WHERE number > :last AND number >= :begin << {ENTRY_BITS} AND number < :end << {ENTRY_BITS} AND NOT EXISTS (
+WHERE number >= :first AND number < :end_number AND NOT EXISTS (
     SELECT 1 FROM entries e JOIN transactions t ON t.number = e.transaction_number
     WHERE e.number = g.number >> {ENTRY_BITS} AND t.kind = 'usage' AND e.book NOT LIKE 'gateway:%'
 ) LIMIT :limit
