@@ -18,7 +18,7 @@ DAY_MS = 86_400_000
 CLOCK_MS = 3_600_000  # how far a clock may have been set back between an exchange's end and its posting
 CHUNK = 500  # generations in one transaction
 REST = 4.0  # times as long as a chunk took, before the next one
-REST_S_MIN = 0.02
+REST_S_MIN = 0.05
 
 
 class Removal:
