@@ -15,7 +15,6 @@ from gateway.domain.errors import StoreUnavailable
 from gateway.log import Log
 
 DAY_MS = 86_400_000
-CLOCK_MS = 3_600_000  # how far a clock may have been set back between an exchange's end and its posting
 CHUNK = 500  # generations in one transaction
 REST = 4.0  # times as long as a chunk took, before the next one
 REST_S_MIN = 0.05
@@ -48,21 +47,21 @@ class Removal:
         """Once, until none is old enough; how many went. Raises StoreUnavailable."""
         if not self._days:
             return 0
-        horizon_ms = int(self._clock() * 1000) - self._days * DAY_MS
+        before_ms = int(self._clock() * 1000) - self._days * DAY_MS
         if not await self._drained():
             raise StoreUnavailable("finished exchanges wait in a journal")
         removed = 0
         try:
-            while count := await self._remove(horizon_ms):
+            while count := await self._remove(before_ms):
                 removed += count
         finally:
             if removed:
                 self._log.info("generations_removed", count=removed)
         return removed
 
-    async def _remove(self, horizon_ms: int) -> int:
+    async def _remove(self, before_ms: int) -> int:
         began_s = time.monotonic()
-        count = await self._store.remove_generations(before_ms=horizon_ms - CLOCK_MS, horizon_ms=horizon_ms, limit=CHUNK)
+        count = await self._store.remove_generations(before_ms=before_ms, limit=CHUNK)
         if count:
             self._on_removed(count)
             await asyncio.sleep(max(REST_S_MIN, REST * (time.monotonic() - began_s)))

@@ -281,11 +281,11 @@ class Store(ManagementStore, Protocol):
     async def apply_running(self, incarnation: str, records: Sequence[bytes]) -> Applied:
         """Post what the streams of a dead edge had cost; generations that exist are passed over. Raises StoreUnavailable."""
 
-    async def remove_generations(self, *, before_ms: int, horizon_ms: int, limit: int) -> int:
+    async def remove_generations(self, *, before_ms: int, limit: int) -> int:
         """Remove the oldest generations that were posted before `before_ms`, `limit` at most; how many. Their money and daily sums stay.
 
-        From then on records of exchanges that ended before `horizon_ms` are refused, unless their generations are there: whether
-        they were posted once cannot be told any more. Raises StoreUnavailable also when a long read must end first.
+        From then on records of exchanges that ended before the last of them was posted are refused, unless their generations are
+        there: whether they were posted once cannot be told any more. Raises StoreUnavailable also when a long read must end first.
         """
 
     async def forget_journals(self, files: Iterable[str]) -> None:

@@ -225,11 +225,11 @@ class SqliteStore(SqliteManagement):
         async with self._writing_thread() as writer:
             return await writer.run(generations.apply_running, JournalSlice("", incarnation, 0, 0, records))
 
-    async def remove_generations(self, *, before_ms: int, horizon_ms: int, limit: int) -> int:
+    async def remove_generations(self, *, before_ms: int, limit: int) -> int:
         async with self._writing_thread() as writer:
             if self._wal_bytes() > WAL_BYTES_MAX // 2 and not await writer.run(cut_log):  # the rest of it is for charges
                 raise StoreUnavailable("a long read keeps the database's log from being cut")
-            return await writer.run(removal.remove, before_ms, horizon_ms, limit)
+            return await writer.run(removal.remove, before_ms, limit)
 
     async def forget_journals(self, files: Iterable[str]) -> None:
         async with self._transaction() as db:

@@ -16,22 +16,24 @@ def horizon_ms(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT horizon_ms FROM retention").fetchone()[0])
 
 
-def remove(db: sqlite3.Connection, before_ms: int, horizon_ms: int, limit: int) -> int:
+def remove(db: sqlite3.Connection, before_ms: int, limit: int) -> int:
     """Remove up to `limit` generations that were posted before `before_ms`, in one transaction; how many. For the connection's thread."""
     db.execute("BEGIN IMMEDIATE")
     try:
         last, entry_nanos = db.execute("SELECT number, entry_nanos FROM retention").fetchone()
         number, entry = last, last >> ENTRY_BITS
-        count = nanos = 0
+        count = nanos = last_ms = 0
         for each, charged, posted_ms in db.execute(_OLDEST, (last, limit)).fetchall():
             if posted_ms is None or posted_ms >= before_ms:  # None: no entry charges it, which is for `ledger verify` to tell
                 break
             if each >> ENTRY_BITS != entry:
                 entry, entry_nanos = each >> ENTRY_BITS, 0
             number, count, nanos, entry_nanos = each, count + 1, nanos + charged, entry_nanos + charged
+            last_ms = max(last_ms, posted_ms)
         if count:
             db.execute("DELETE FROM generations WHERE number > ? AND number <= ?", (last, number))
-            db.execute(_NOTE, (number, entry_nanos, count, nanos, horizon_ms))
+            # From what was posted, not from the clock: one that was a year ahead for a minute must not have all records refused for a year.
+            db.execute(_NOTE, (number, entry_nanos, count, nanos, last_ms + 1))
         db.execute("COMMIT")
     except BaseException:
         db.execute("ROLLBACK")
