@@ -57,6 +57,7 @@ class Operations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     url: str = "sqlite:///var/gateway.db"
+    generations_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
 
 
 class JournalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

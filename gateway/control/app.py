@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +24,7 @@ from gateway.control.api.auth import Authentication
 from gateway.control.api.table import public_routes
 from gateway.control.bookkeeper import Bookkeeper
 from gateway.control.catalog_source import CatalogSource
+from gateway.control.chores import hourly
 from gateway.control.content import DropReason
 from gateway.control.content.intake import ContentIntake
 from gateway.control.content.retention import Retention
@@ -35,6 +36,7 @@ from gateway.control.key_lookup import KeyLookup
 from gateway.control.leases import LeaseDesk
 from gateway.control.prometheus import read_back
 from gateway.control.rates import Desks, RateBook
+from gateway.control.removal import Removal
 from gateway.control.store import RefusalReason, Store
 from gateway.control.store.opening import open_store
 from gateway.control.telemetry import Telemetry
@@ -148,8 +150,9 @@ class Control:
         parts.push_async_callback(_last_look, bookkeeper, self._log)
         await parts.enter_async_context(_running(bookkeeper.run(), "bookkeeper"))
         expiry = Expiry(store=store, days=self._settings.billing.credits_expire_days, log=self._log)
-        await parts.enter_async_context(_running(expiry.run(), "expiry"))
-        await parts.enter_async_context(_running(forget_windows(store, self._log), "windows"))
+        await self._hourly("expiry", expiry.look, parts)
+        await self._hourly("windows", lambda: forget_windows(store, self._log), parts)
+        await self._hourly("removal", self._removal(store, bookkeeper, telemetry).look, parts)
         await parts.enter_async_context(_running(self._watch_fleet(fleet), "fleet"))
         await self._listen(store, content, link, bookkeeper, telemetry, fleet, parts)
 
@@ -204,6 +207,16 @@ class Control:
         telemetry.fact("gateway_journal_oldest_seconds", lambda: bookkeeper.oldest_s)
         return bookkeeper
 
+    def _removal(self, store: Store, bookkeeper: Bookkeeper, telemetry: Telemetry) -> Removal:
+        telemetry.declare("gateway_generations_removed_total")
+        return Removal(
+            store=store,
+            days=self._settings.store.generations_days,
+            drained=bookkeeper.drained,
+            on_removed=lambda count: telemetry.count("gateway_generations_removed_total", more=count),
+            log=self._log,
+        )
+
     async def _take_in(self, content: ContentStore, store: Store, telemetry: Telemetry, parts: contextlib.AsyncExitStack) -> ContentIntake:
         """What accounts have kept comes in, and is deleted in time. It fails alone: nothing of it is opened here."""
         for reason in get_args(DropReason):
@@ -220,8 +233,11 @@ class Control:
         parts.push_async_callback(_last_content, intake)
         await parts.enter_async_context(_running(intake.run(), "content"))
         retention = Retention(store=content, days=self._settings.content.retention_days, log=self._log)
-        await parts.enter_async_context(_running(retention.run(), "retention"))
+        await self._hourly("content_retention", retention.look, parts)
         return intake
+
+    async def _hourly(self, name: str, chore: Callable[[], Awaitable[object]], parts: contextlib.AsyncExitStack) -> None:
+        await parts.enter_async_context(_running(hourly(name, chore, self._log), name))
 
     async def _watch_fleet(self, fleet: FleetWatch) -> None:
         if url := self._settings.routing.prometheus_url:

@@ -134,10 +134,10 @@ class Telemetry:
         self._processes[self._supervisor_name] = Process("supervisor", Samples(numbers={"gateway_process_starts_total": numbers}))
         self._changed = True
 
-    def count(self, name: str, *labels: str) -> None:
-        """One more of control's own counters."""
+    def count(self, name: str, *labels: str, more: int = 1) -> None:
+        """So many more of control's own counters."""
         series = self._own_counts.setdefault(name, {})
-        series[labels] = series.get(labels, 0) + 1
+        series[labels] = series.get(labels, 0) + more
         self._changed = True
 
     def declare(self, name: str, *labels: str) -> None:

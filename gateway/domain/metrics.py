@@ -100,6 +100,7 @@ METRICS: dict[str, Metric] = {
         Metric("gateway_journal_oldest_seconds", "gauge", "Age of the oldest exchange that waits for the ledger; 0: none waits."),
         Metric("gateway_ledger_commit_seconds", "histogram", "Time to post one batch of exchanges to the ledger.", (), SECONDS),
         Metric("gateway_ledger_refused_records_total", "counter", "Journal records set aside instead of posted, by reason.", ("reason",)),
+        Metric("gateway_generations_removed_total", "counter", "Generations removed after [store] generations_days."),
         Metric("gateway_content_stored_total", "counter", "Exchanges of which prompt and answer were stored, encrypted."),
         Metric(
             "gateway_content_dropped_total",

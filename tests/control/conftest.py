@@ -20,5 +20,7 @@ async def books(tmp_path: Path) -> AsyncIterator[Books]:
         await store.create_account(Account(id=f"user_{name}", email=name, created_at_ms=1), [key], topup_nanos=10 * USD)
     books = Books(tmp_path, store)
     yield books
-    assert (await store.verify_ledger()).ok
-    await books.close()
+    try:
+        assert (await store.verify_ledger()).ok
+    finally:
+        await books.close()  # its threads would keep the tests from ending

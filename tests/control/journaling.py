@@ -79,3 +79,13 @@ def rows(database: Path, sql: str) -> list[tuple[Any, ...]]:
     """What another process sees in the store."""
     with contextlib.closing(sqlite3.connect(database)) as db:
         return db.execute(sql).fetchall()
+
+
+def move_back(database: Path, ms: int, where: str = "TRUE") -> None:
+    """Transactions so far into the past, which the append-only triggers do not let anybody else do."""
+    with contextlib.closing(sqlite3.connect(database, timeout=10)) as db:
+        [(trigger,)] = db.execute("SELECT sql FROM sqlite_schema WHERE name = 'transactions_keep_values'")
+        db.execute("DROP TRIGGER transactions_keep_values")
+        db.execute(f"UPDATE transactions SET created_at_ms = created_at_ms - ? WHERE {where}", (ms,))
+        db.execute(trigger)
+        db.commit()

@@ -20,9 +20,10 @@ from gateway.domain.usage import Usage
 from tests.money.shop import Account, Shop, opened, sim, stored_count
 from tests.timing import again_if_untimely, in_time
 
-GENERATIONS = 1_000_000
-NANOS = 1_000  # each
 KEYS, MODELS, DAYS = 100, 10, 31
+EACH = 33  # of each of these together
+GENERATIONS = EACH * KEYS * MODELS * DAYS  # a million
+NANOS = 1_000  # each
 READS = ("activity", "credits", "key", "keys", "models")
 READS_EACH = 200
 P99_S_MAX = 0.05
@@ -100,11 +101,10 @@ def fill(database: Path, account: str) -> None:
         _charge(db, account, msgspec.msgpack.encode(_generation(account, keys[0], models[0])))
         db.executemany(_KEY, [(key, account) for key in keys])
         db.executemany("INSERT INTO key_totals VALUES (?, ?, ?)", [(key, GENERATIONS // KEYS, NANOS * GENERATIONS // KEYS) for key in keys])
-        each = GENERATIONS // (KEYS * MODELS * DAYS)
-        sums = (each, 70 * each, 50 * each, 10 * each, 20 * each, NANOS * each)
+        sums = (EACH, 70 * EACH, 50 * EACH, 10 * EACH, 20 * EACH, NANOS * EACH)
         db.executemany(
             "INSERT INTO usage_daily VALUES (?, ?, ?, ?, ?, 'north', ?, ?, ?, ?, ?, ?, ?)",
-            [(account, day, key, model, f"{model}@north", each, *sums) for day in days for key in keys for model in models],
+            [(account, day, key, model, f"{model}@north", EACH, *sums) for day in days for key in keys for model in models],
         )
         db.executemany(
             "INSERT INTO activity_daily VALUES (?, ?, ?, ?, 'north', ?, ?, ?, ?, ?, ?)",

@@ -19,7 +19,7 @@ from gateway.domain.keys import KeyRecord
 from gateway.domain.resources import LimitReset
 from gateway.domain.rules import NO_RULES, AccountRules, RulesChange
 
-RefusalReason = Literal["corrupt", "unreadable", "unknown_account", "out_of_range", "conflict", "invalid"]
+RefusalReason = Literal["corrupt", "unreadable", "unknown_account", "out_of_range", "conflict", "invalid", "too_old"]
 TransactionKind = Literal["topup", "grant", "usage", "refund", "adjustment", "expiry"]
 
 CreditKind = Literal["topup", "grant", "refund", "adjustment"]
@@ -88,6 +88,7 @@ class LedgerReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     accounts: int
     generations: int
     difference_nanos: int  # sum of all absolute differences; 0 when ok
+    removed: int = 0  # generations that were kept for long enough and are not among the others
     problems: tuple[str, ...] = ()  # which books and transactions, the first 100
 
 
@@ -279,6 +280,13 @@ class Store(ManagementStore, Protocol):
 
     async def apply_running(self, incarnation: str, records: Sequence[bytes]) -> Applied:
         """Post what the streams of a dead edge had cost; generations that exist are passed over. Raises StoreUnavailable."""
+
+    async def remove_generations(self, *, before_ms: int, limit: int) -> int:
+        """Remove the oldest generations that were posted before `before_ms`, `limit` at most; how many. Their money and daily sums stay.
+
+        From then on records of exchanges that ended before the last of them was posted are refused, unless their generations are
+        there: whether they were posted once cannot be told any more. Raises StoreUnavailable also when a long read must end first.
+        """
 
     async def forget_journals(self, files: Iterable[str]) -> None:
         """Drop the offsets of files that are no more."""

@@ -3,7 +3,7 @@
 Of a record only what the books need is decoded, and records are summed by what they have in common: at thousands a second
 this is most of control's work. What edges and providers say is checked for range, so that no sum can wrap. Exactly
 once is decided by the store's unique ids; here a generation that is known with the same charge is passed over, one with
-another charge is refused and the first stands.
+another charge is refused and the first stands. Of what ended before the horizon the ids may have been removed: that is refused.
 """
 
 from __future__ import annotations
@@ -139,20 +139,20 @@ def _day(number: int) -> str:
 class Batch:
     """The records of some slices, grouped; and those that cannot be posted, whatever the store knows."""
 
-    def __init__(self, slices: Iterable[JournalSlice], known: dict[str, tuple[str, int]] | None = None) -> None:
+    def __init__(self, slices: Iterable[JournalSlice], known: dict[str, tuple[str, int]] | None = None, horizon_ms: int = 0) -> None:
         """`known`: generations that exist, id -> (account, nanos), and added to. None: take all for new."""
         self.exists = 0
         self.refused: list[Refused] = []
         self._groups: dict[tuple[object, ...], Group] = {}
         for piece in slices:
             self.refused.extend(Refused(piece.file, "corrupt", "", record) for record in piece.corrupt)
-            self._read(piece, known)
+            self._read(piece, known, horizon_ms)
 
     @property
     def groups(self) -> Iterable[Group]:
         return self._groups.values()
 
-    def _read(self, piece: JournalSlice, known: dict[str, tuple[str, int]] | None) -> None:
+    def _read(self, piece: JournalSlice, known: dict[str, tuple[str, int]] | None, horizon_ms: int) -> None:
         groups, decode, incarnation = self._groups, _decoder.decode, piece.incarnation
         for payload in piece.records:
             try:
@@ -165,6 +165,9 @@ class Batch:
                     self.refused.append(_unfit(piece.file, payload))
                     continue
             if known is not None and self._is_known(record, piece.file, payload, known):
+                continue
+            if record.created_at_ms < horizon_ms:
+                self.refused.append(Refused(piece.file, "too_old", record.id, payload))
                 continue
             name = (
                 record.account_id, record.key_digest, record.model, record.endpoint_id, record.provider,

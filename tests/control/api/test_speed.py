@@ -36,9 +36,9 @@ async def test_reads_are_quick_on_the_sums_of_millions_of_generations(premises: 
             "INSERT INTO keys (digest, account_id, name, label, created_at_ms) VALUES (?, 'user_ada', 'x', 'x', 5)",
             [(key,) for key in keys],
         )
-        db.executemany("INSERT INTO key_totals VALUES (?, 10000, 10000)", [(key,) for key in keys])
+        db.executemany("INSERT INTO key_totals VALUES (?, 10000, 0)", [(key,) for key in keys])
         db.executemany(
-            "INSERT INTO usage_daily VALUES ('user_ada', ?, ?, ?, ?, 'north', 10, 10, 70, 50, 10, 20, 10)",
+            "INSERT INTO usage_daily VALUES ('user_ada', ?, ?, ?, ?, 'north', 10, 10, 70, 50, 10, 20, 0)",
             [
                 ((NOW - day * DAY).date().isoformat(), key, f"acme/model-{model}", f"acme/model-{model}@north")
                 for day in range(DAYS)

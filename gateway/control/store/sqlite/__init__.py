@@ -36,7 +36,7 @@ from gateway.control.store import (
 )
 from gateway.control.store.lock import StoreLock
 from gateway.control.store.migrations import migrate, read_migrations
-from gateway.control.store.sqlite import accounts, credits, generations, leases, ledger
+from gateway.control.store.sqlite import accounts, credits, generations, leases, ledger, removal, verification
 from gateway.control.store.sqlite.database import Connection, connect, cut_log, listed, opening, translated
 from gateway.control.store.sqlite.leases import SqliteLeaseBook
 from gateway.control.store.sqlite.management import SqliteManagement
@@ -194,8 +194,7 @@ class SqliteStore(SqliteManagement):
             db = await connect(self._path)
             try:
                 await db.execute("PRAGMA query_only = ON")
-                await db.execute("BEGIN")
-                return await ledger.verify(db)
+                return await db.run(verification.verify)
             finally:
                 await db.close()
 
@@ -217,18 +216,20 @@ class SqliteStore(SqliteManagement):
         return {row[0]: row[1] for row in await self._read("SELECT file, committed_bytes FROM journal_offsets", ())}
 
     async def apply_journal(self, slices: Sequence[JournalSlice]) -> Applied:
-        async with self._writing:
-            self._require_open()
-            with translated():
-                if self._wal_bytes() > WAL_BYTES_MAX and not await self._writer.run(cut_log):
-                    raise StoreUnavailable("a long read keeps the database's log from being cut; charges wait in the journal")
-                return await self._writer.run(generations.apply, slices)
+        async with self._writing_thread() as writer:
+            if self._wal_bytes() > WAL_BYTES_MAX and not await writer.run(cut_log):
+                raise StoreUnavailable("a long read keeps the database's log from being cut; charges wait in the journal")
+            return await writer.run(generations.apply, slices)
 
     async def apply_running(self, incarnation: str, records: Sequence[bytes]) -> Applied:
-        async with self._writing:
-            self._require_open()
-            with translated():
-                return await self._writer.run(generations.apply_running, JournalSlice("", incarnation, 0, 0, records))
+        async with self._writing_thread() as writer:
+            return await writer.run(generations.apply_running, JournalSlice("", incarnation, 0, 0, records))
+
+    async def remove_generations(self, *, before_ms: int, limit: int) -> int:
+        async with self._writing_thread() as writer:
+            if self._wal_bytes() > WAL_BYTES_MAX // 2 and not await writer.run(cut_log):  # the rest of it is for charges
+                raise StoreUnavailable("a long read keeps the database's log from being cut")
+            return await writer.run(removal.remove, before_ms, limit)
 
     async def forget_journals(self, files: Iterable[str]) -> None:
         async with self._transaction() as db:
@@ -267,6 +268,14 @@ class SqliteStore(SqliteManagement):
     async def _read(self, sql: str, arguments: Sequence[Any]) -> list[sqlite3.Row]:
         with self._reading() as db:
             return list(await db.execute_fetchall(sql, arguments))
+
+    @contextlib.asynccontextmanager
+    async def _writing_thread(self) -> AsyncIterator[Connection]:
+        """For functions that are whole transactions: one that began is carried out, whoever awaits it is cancelled."""
+        async with self._writing:
+            self._require_open()
+            with translated():
+                yield self._writer
 
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:

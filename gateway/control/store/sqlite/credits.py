@@ -74,8 +74,9 @@ async def expirable(db: aiosqlite.Connection, before_ms: int) -> list[str]:
 # A refund counts as use of the oldest credit: what it was a refund of cannot be told, and this is in the account's favour.
 _EXPIRABLE = """
 SELECT b.book FROM balances b JOIN accounts a ON a.id = b.book LEFT JOIN (
-    SELECT e.book, SUM(e.amount_nanos) AS nanos FROM transactions t JOIN entries e ON e.transaction_number = t.number
-    WHERE t.kind <> 'usage' AND t.created_at_ms >= ? AND e.amount_nanos > 0 GROUP BY e.book
+    SELECT e.book, SUM(e.amount_nanos) AS nanos
+    FROM entries e INDEXED BY entries_of_credit JOIN transactions t ON t.number = e.transaction_number
+    WHERE t.kind <> 'usage' AND t.created_at_ms >= ? AND e.amount_nanos > 0 AND e.book >= 'user_' GROUP BY e.book
 ) young ON young.book = b.book
 WHERE b.nanos > COALESCE(young.nanos, 0)
 """
@@ -95,8 +96,8 @@ async def expire(db: aiosqlite.Connection, account_id: str, *, before_ms: int, n
 _OLD = """
 SELECT b.nanos - MAX(
     COALESCE((
-        SELECT SUM(e.amount_nanos) FROM entries e JOIN transactions t ON t.number = e.transaction_number
-        WHERE e.book = b.book AND t.kind <> 'usage' AND t.created_at_ms >= ? AND e.amount_nanos > 0
+        SELECT SUM(e.amount_nanos) FROM entries e INDEXED BY entries_of_credit JOIN transactions t ON t.number = e.transaction_number
+        WHERE e.book = b.book AND t.kind <> 'usage' AND t.created_at_ms >= ? AND e.amount_nanos > 0 AND e.book >= 'user_'
     ), 0),
     COALESCE((SELECT SUM(MAX(0, l.granted_nanos - l.settled_nanos)) FROM leases l WHERE l.resource = ?), 0)
 )

@@ -18,6 +18,7 @@ from gateway.control.store import NOBODY, REVENUE_BOOK, Applied, JournalSlice, K
 from gateway.control.store.posting import Batch, OutOfRange, Posting, ids_of, posting
 from gateway.control.store.sqlite.database import listed, row_of
 from gateway.control.store.sqlite.ledger import ENTRY_BITS, INSERT_ENTRY, ROWS_PER_ENTRY, SET_BALANCE
+from gateway.control.store.sqlite.removal import horizon_ms
 from gateway.domain.errors import StoreUnavailable
 from gateway.domain.generation import Generation, decode
 from gateway.domain.resources import window_start
@@ -34,7 +35,7 @@ def apply(db: sqlite3.Connection, slices: Sequence[JournalSlice]) -> Applied:
     set aside.
     """
     try:
-        return _in_transaction(db, slices, lambda: _post(db, Batch(slices)))
+        return _in_transaction(db, slices, lambda: _post(db, Batch(slices, horizon_ms=horizon_ms(db))))
     except RECORD_FAULTS:
         return _in_transaction(db, slices, lambda: _apply_carefully(db, slices))
 
@@ -79,7 +80,7 @@ ON CONFLICT (file) DO UPDATE SET committed_bytes = excluded.committed_bytes
 
 
 def _apply_carefully(db: sqlite3.Connection, slices: Sequence[JournalSlice]) -> Applied:
-    applied = _attempt(db, lambda: _post(db, Batch(slices, _known(db, slices))))
+    applied = _attempt(db, lambda: _post(db, Batch(slices, _known(db, slices), horizon_ms(db))))
     return applied if isinstance(applied, Applied) else _apply_each(db, slices)
 
 
@@ -114,7 +115,7 @@ def _singles(piece: JournalSlice) -> Iterator[JournalSlice]:
 
 
 def _apply_single(db: sqlite3.Connection, single: JournalSlice) -> Applied:
-    applied = _attempt(db, lambda: _post(db, Batch((single,), _known(db, (single,)))))
+    applied = _attempt(db, lambda: _post(db, Batch((single,), _known(db, (single,)), horizon_ms(db))))
     if isinstance(applied, Applied):
         return applied
     reason: RefusalReason = "out_of_range" if isinstance(applied, OutOfRange) else "invalid"

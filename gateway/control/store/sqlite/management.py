@@ -195,7 +195,8 @@ _BITS = ledger.ENTRY_BITS
 _GENERATIONS_OF_ACCOUNT = f"""
 SELECT g.id, g.record
 FROM entries e JOIN generations g ON g.number BETWEEN e.number << {_BITS} AND (e.number << {_BITS}) + {ledger.ROWS_PER_ENTRY - 1}
-WHERE e.book = ? AND e.number >= COALESCE((SELECT number >> {_BITS} FROM generations WHERE id = ?), 0)
+WHERE e.book = ? AND e.number >= (SELECT number >> {_BITS} FROM retention)
+    AND e.number >= COALESCE((SELECT number >> {_BITS} FROM generations WHERE id = ?), 0)
     AND g.number > COALESCE((SELECT number FROM generations WHERE id = ?), 0)
 ORDER BY e.number, g.number LIMIT ?
 """  # noqa: S608
