@@ -208,7 +208,7 @@ async def test_bad_paging_is_refused(caller: Caller, query: str) -> None:
 async def test_count_one_model_endpoints_and_providers(caller: Caller) -> None:
     assert await ask(caller, "/api/v1/models/count") == {"data": {"count": 2}}
     assert (await ask(caller, "/api/v1/embeddings/models"))["data"][0]["id"] == "zeta/vectors"
-    for name in ("acme/sage-1", "acme/sage-1-20260401", "acme/sage-1:nitro", "acme/sage-1:online:floor"):
+    for name in ("acme/sage-1", "acme/sage-1-20260401", "acme/sage-1:nitro", "acme/sage-1:exacto:floor"):
         assert (await ask(caller, f"/api/v1/model/{name}"))["data"]["id"] == "acme/sage-1"
     assert (await ask(caller, "/api/v1/model/acme/tiny:free"))["data"]["id"] == "acme/tiny:free"
     data = (await ask(caller, "/api/v1/models/acme/sage-1/endpoints"))["data"]
@@ -225,11 +225,29 @@ async def test_count_one_model_endpoints_and_providers(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/api/v1/nothing", "/api/v1/model/acme/Sage-1", "/api/v1/models/acme/none/endpoints", "/api/v1/models/"]
+    "path",
+    [
+        "/",
+        "/api/v1/nothing",
+        "/api/v1/model/acme/Sage-1",
+        "/api/v1/models/acme/none/endpoints",
+        "/api/v1/models/",
+        "/v1/models/acme/none",
+        "/v1/models/acme%2Fnone",
+        "/v1/models/none",
+        "/v1/models/acme/sage-1:online",
+    ],
 )
 async def test_unknown_paths_and_names_are_404_in_the_envelope(caller: Caller, path: str) -> None:
     error = (await ask(caller, path, 404))["error"]
     assert (error["code"], error["metadata"]["error_type"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("name", ["acme/sage-1", "acme%2Fsage-1", "acme%2fsage-1:nitro", "acme/sage-1-20260401"])
+async def test_openai_clients_find_one_model_at_its_name(caller: Caller, name: str) -> None:
+    row = await ask(caller, f"/v1/models/{name}")
+    assert row.keys() >= MODEL_KEYS
+    assert (row["id"], row["object"], row["created"], row["owned_by"]) == ("acme/sage-1", "model", 5, "acme")
 
 
 async def test_a_wrong_method_is_405_and_says_which_are_allowed(caller: Caller) -> None:

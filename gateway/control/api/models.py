@@ -1,5 +1,8 @@
 """The public catalog: /models, /models/count, one model, its endpoints, the providers. Readable without a key.
 
+OpenAI's clients ask for one model at `/models/<name>`, its slash escaped or not, where OpenRouter has nothing: they get the row
+with OpenAI's own members beside it, and no `data` around it.
+
 Rows are rendered once per catalog, and once per set of rules that accounts have; a request only picks among them. Filters by
 what no catalog says (category, distillable, benchmarks) are ignored as unknown parameters are, and orders by them leave the
 catalog's own order.
@@ -40,7 +43,7 @@ from gateway.routing.fleet import UNSEEN, Shown
 LIMIT_DEFAULT = 500
 DAY_S = 86_400
 RULES_MAX = 32  # sets of rules whose rows are kept
-DYNAMIC_VARIANTS = (":nitro", ":floor", ":exacto", ":online")  # name a way of routing, not a model of their own
+DYNAMIC_VARIANTS = (":nitro", ":floor", ":exacto")  # name a way of routing, not a model of their own
 
 
 class _Listed(msgspec.Struct, frozen=True):
@@ -98,6 +101,10 @@ class ModelsApi:
                 summary="All embedding models",
             ),
             Route(method="GET", path="/model/{author}/{slug}", access="public", handler=self.get_model, summary="One model"),
+            *(
+                Route(method="GET", path=path, access="public", handler=self.retrieve_model, summary="One model, for OpenAI's clients")
+                for path in ("/models/{model}", "/models/{author}/{slug}")
+            ),
             Route(
                 method="GET", path="/models/{author}/{slug}/endpoints", access="public", handler=self.list_endpoints,
                 summary="A model's endpoints",
@@ -131,6 +138,10 @@ class ModelsApi:
     async def get_model(self, call: Call[Nothing, Nothing]) -> web.Response:
         return answer({"data": model_row(self._named(call.request))})
 
+    async def retrieve_model(self, call: Call[Nothing, Nothing]) -> web.Response:
+        model = self._named(call.request)
+        return answer({**model_row(model), "object": "model", "owned_by": model.id.partition("/")[0]})
+
     async def list_endpoints(self, call: Call[Nothing, Nothing]) -> web.Response:
         return answer({"data": model_endpoints_row(self._named(call.request), self._catalogs.catalog, self._shown)})
 
@@ -148,7 +159,8 @@ class ModelsApi:
         return answer({"data": [provider_row(provider) for provider in self._catalogs.catalog.providers.values()]})
 
     def _named(self, request: web.Request) -> Model:
-        name = f"{request.match_info['author']}/{request.match_info['slug']}"
+        parts = request.match_info
+        name = parts["model"] if "model" in parts else f"{parts['author']}/{parts['slug']}"
         catalog = self._catalogs.catalog
         model = catalog.find(name)
         while model is None and name.endswith(DYNAMIC_VARIANTS):
