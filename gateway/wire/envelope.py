@@ -14,6 +14,7 @@ from typing import Annotated, Literal, get_args
 import msgspec
 
 from gateway.domain.errors import BadRequest
+from gateway.wire.unserved import NO_PRESETS, SERVER_TOOL, Plugin, require_no_server_tools, require_served_plugins
 
 NESTING_MAX = 128
 MEDIA_TOKENS_MAX = 4096  # held for an image, a sound or a file; providers count 85 to 3,000 for an image
@@ -101,7 +102,8 @@ class _Known(msgspec.Struct, gc=False):
     metadata: dict[str, str] | None = None
     provider: dict[str, msgspec.Raw] | None = None
     route: Annotated[str, msgspec.Meta(pattern=r"^(fallback|sort)\Z")] | None = None
-    plugins: list[dict[str, msgspec.Raw]] | None = None
+    plugins: list[Plugin] | None = None
+    preset: None = None  # there are none
     transforms: list[str] | None = None
     usage: dict[str, msgspec.Raw] | None = None
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)] | None = None
@@ -166,6 +168,8 @@ def parse(body: bytes, kind: Kind) -> Envelope:
         model, models = names[0], list(dict.fromkeys([name for name in names[1:] if name != names[0]]))
     if not model:
         raise BadRequest("model is required: a string such as author/name")
+    if known.plugins:
+        require_served_plugins(known.plugins)
     max_tokens = known.max_tokens
     if known.max_completion_tokens is not None:  # both are sent, and a provider may know but one of them
         max_tokens = max(known.max_completion_tokens, max_tokens or 0)
@@ -180,7 +184,10 @@ def parse(body: bytes, kind: Kind) -> Envelope:
         text_bytes, bytes_max = _prompt(known.prompt, fields, kind)
     # What a chat template writes out into the prompt.
     if known.tools is not None:
-        bytes_max += len(fields["tools"])
+        tools = fields["tools"]
+        bytes_max += len(tools)
+        if SERVER_TOOL in bytes(tools):
+            require_no_server_tools(tools)
     if known.response_format is not None:
         bytes_max += len(fields["response_format"])
     return Envelope(
@@ -237,6 +244,8 @@ def _known(body: bytes) -> _Known:
         reason, _, path = _without_value(error).rpartition(" - at `$.")
         path = path.rstrip("`")
         name = re.split(r"[.\[]", path, maxsplit=1)[0]
+        if name == "preset":
+            raise BadRequest(NO_PRESETS) from None
         where = path[len(name) :]
         raise BadRequest(f"{name}: {reason}" + (f" - at `${where}`" if where else "")) from None
     except (msgspec.DecodeError, RecursionError):
