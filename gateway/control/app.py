@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, get_args
 
 from aiohttp import web
 
 from gateway.config import content_keys
+from gateway.control.account_rules import Told
 from gateway.control.administration import Administration
 from gateway.control.api.admin import AdminApi
 from gateway.control.api.application import public_application
@@ -41,6 +42,7 @@ from gateway.control.telemetry import Telemetry
 from gateway.control.windows import forget_windows
 from gateway.domain.catalog import Catalog
 from gateway.domain.errors import StoreUnavailable
+from gateway.domain.keys import KeyRecord
 from gateway.domain.money import usd_number
 from gateway.link.messages import Recall
 from gateway.link.pulse import ChildArgs, Pulse, pulse_interval_s
@@ -120,7 +122,8 @@ class Control:
             Path(self._settings.content.file), content_keys(self._settings), total_bytes_max=self._settings.content.total_bytes_max
         )
         intake = await self._take_in(content, store, telemetry, parts)
-        lookup = KeyLookup(store=store)
+        told = Told(keeps_content=content.has_key, log=self._log)
+        lookup = KeyLookup(store=store, told=told)
         await parts.enter_async_context(_running(lookup.run(), "sessions"))
         link = LinkServer(
             address=self._runtime.socket(LINK),
@@ -151,12 +154,13 @@ class Control:
         await parts.enter_async_context(_running(expiry.run(), "expiry"))
         await parts.enter_async_context(_running(forget_windows(store, self._log), "windows"))
         await parts.enter_async_context(_running(self._watch_fleet(fleet), "fleet"))
-        await self._listen(store, content, link, bookkeeper, telemetry, fleet, parts)
+        await self._listen(store, content, told, link, bookkeeper, telemetry, fleet, parts)
 
     async def _listen(
         self,
         store: Store,
         content: ContentStore,
+        told: Told,
         link: LinkServer,
         bookkeeper: Bookkeeper,
         telemetry: Telemetry,
@@ -164,9 +168,13 @@ class Control:
         parts: contextlib.AsyncExitStack,
     ) -> None:
         """To edges, callers and operators."""
+
+        def key_changed(digest: str, record: KeyRecord | None) -> None:
+            link.push_key(digest, told(record) if record is not None else None)
+
         administration = Administration(
             store=store,
-            on_key_changed=link.push_key,
+            on_key_changed=key_changed,
             on_funded=link.push_funded,
             drained=bookkeeper.drained,
             billing=self._settings.billing,
@@ -179,7 +187,7 @@ class Control:
         )
         erasure = Erasure(store=store, erase_content=content.delete_all, log=self._log)
         await parts.enter_async_context(_running(erasure.run(), "erasure"))
-        public = self._public(store, content, link, fleet, erasure)
+        public = self._public(store, content, key_changed, link, fleet, erasure)
         parts.push_async_callback(link.stop)
         await link.start()
         await parts.enter_async_context(_listening(public, self._runtime.socket(PUBLIC)))
@@ -230,7 +238,15 @@ class Control:
                 fleet.start_warm(observed)
         await fleet.run()
 
-    def _public(self, store: Store, content: ContentStore, link: LinkServer, fleet: FleetWatch, erasure: Erasure) -> web.Application:
+    def _public(
+        self,
+        store: Store,
+        content: ContentStore,
+        on_key_changed: Callable[[str, KeyRecord | None], None],
+        link: LinkServer,
+        fleet: FleetWatch,
+        erasure: Erasure,
+    ) -> web.Application:
         """What callers may ask for, beside inference."""
 
         def limit_changed(resource: str) -> None:
@@ -246,7 +262,7 @@ class Control:
             catalogs=self._catalogs,
             settings=self._settings,
             shown=fleet.shown,
-            on_key_changed=link.push_key,
+            on_key_changed=on_key_changed,
             on_limit_changed=limit_changed,
             on_account_deleted=erasure.wake,
         )
