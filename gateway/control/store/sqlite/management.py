@@ -12,7 +12,17 @@ import aiosqlite
 import msgspec
 
 from gateway.control.store import GRANTS_BOOK, Account, Key, KeyUsage
-from gateway.control.store.management import FORFEIT_BOOK, GRANTED_NOTE, AuthCode, Creation, DailyUsage, KeyChange, KeyWish, Session
+from gateway.control.store.management import (
+    FORFEIT_BOOK,
+    GRANTED_NOTE,
+    AuthCode,
+    Creation,
+    DailyUsage,
+    KeyChange,
+    KeyWish,
+    ModelUse,
+    Session,
+)
 from gateway.control.store.sqlite import accounts, ledger
 from gateway.control.store.sqlite.database import listed, row_of
 from gateway.domain.errors import BadRequest
@@ -156,6 +166,9 @@ class SqliteManagement:
             found.extend(DailyUsage(*row) for row in rows)
         return found
 
+    async def model_use(self, first_day: str) -> dict[str, ModelUse]:
+        return {model: ModelUse(requests, tokens) for model, requests, tokens in await self._read(_MODEL_USE, (first_day,))}
+
     # Deleted accounts.
 
     async def delete_account(self, account_id: str, *, now_s: int, erase_until_s: int) -> tuple[list[str], list[str]]:
@@ -243,6 +256,7 @@ _ACTIVITY = """
 SELECT day, model, endpoint_id, provider, requests, prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, nanos
 FROM activity_daily WHERE account_id = ? AND day BETWEEN ? AND ? ORDER BY 1 DESC, 2, 3, 4
 """
+_MODEL_USE = "SELECT model, SUM(requests), SUM(prompt_tokens + completion_tokens) FROM activity_daily WHERE day >= ? GROUP BY model"
 _DAY_OF_KEYS = """
 SELECT ? AS day, model, endpoint_id, provider, SUM(requests), SUM(prompt_tokens), SUM(completion_tokens), SUM(reasoning_tokens),
        SUM(cached_tokens), SUM(nanos)
