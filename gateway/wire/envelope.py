@@ -231,7 +231,7 @@ def _split(body: bytes) -> dict[str, msgspec.Raw]:
         raise BadRequest(f"the body has more than {MEMBERS_MAX} top-level keys")
     if _may_nest_deeper(body) and _depth(body) > NESTING_MAX:
         raise BadRequest(_TOO_DEEP)
-    if not _is_compact(body, fields) and not _is_spaced(body, fields) and _repeats_key(body, fields):
+    if not _is_compact(body, fields) and not _is_spaced(body, fields) and repeats_key(body, fields):
         raise BadRequest("the body repeats a top-level key")
     return fields
 
@@ -331,8 +331,9 @@ _OPEN = re.compile(rb"[ \t\n\r]*\{")
 _CLOSE = re.compile(rb"[ \t\n\r]*\}[ \t\n\r]*")
 
 
-def _repeats_key(body: bytes, fields: dict[str, msgspec.Raw]) -> bool:
-    """Walk the top level; a key that was seen, or whose value is not the one kept, is a repeat."""
+def repeats_key(body: bytes, fields: dict[str, msgspec.Raw]) -> bool:
+    """Whether a body has a top-level key twice. `fields` is what was read of it: a key that was seen, or whose value is not the one
+    kept, is a repeat."""
     seen: set[str] = set()
     opened = _OPEN.match(body)
     at = opened.end() if opened else 0

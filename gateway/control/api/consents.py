@@ -23,6 +23,7 @@ from msgspec import UNSET, Meta, UnsetType
 from gateway.control.administration import NAME_MAX, printable_text
 from gateway.control.api.fields import Moment, Name, Usd, expiry_s, require_own_workspace, usd_nanos
 from gateway.control.api.http import answer, iso_time
+from gateway.control.api.keys import require_room_for_key
 from gateway.control.api.route import Call, Nothing, Route
 from gateway.control.store import Key, Store
 from gateway.control.store.management import AuthCode, KeyWish
@@ -99,6 +100,7 @@ class ConsentsApi:
             require_own_workspace(wish.workspace_id, account_id)
         callback = _callback(wish.callback_url) if wish.callback_url is not UNSET else None
         challenge, method = _challenge(wish, required=callback is None)
+        await require_room_for_key(self._store, account_id)
         site = callback.netloc if callback is not None else "headless"
         code = secrets.token_urlsafe(32)
         key = KeyWish(
@@ -125,7 +127,7 @@ class ConsentsApi:
         method = asked.code_challenge_method
         if method not in (None, UNSET) and method != (wish.challenge_method or method):
             raise BadRequest("code_challenge_method: is not the one that the code was asked for with")
-        if wish.challenge and not _proves(asked.code_verifier if asked.code_verifier is not UNSET else "", wish):
+        if not _proves(asked.code_verifier if asked.code_verifier is not UNSET else "", wish):
             raise Forbidden("Invalid code or code_verifier")
         secret = new_secret()
         key = Key(
@@ -173,6 +175,9 @@ def _challenge(wish: NewCodeBody, *, required: bool) -> tuple[str, str]:
 
 
 def _proves(verifier: str, wish: KeyWish) -> bool:
+    """Who has a verifier asked with a challenge: if none came along, somebody took it off on the way (RFC 9700 section 2.1.1)."""
+    if not wish.challenge:
+        return not verifier
     proof = verifier.encode("utf-8", "surrogatepass")
     if wish.challenge_method == "S256":
         proof = base64.urlsafe_b64encode(hashlib.sha256(proof).digest()).rstrip(b"=")

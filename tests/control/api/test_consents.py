@@ -53,6 +53,15 @@ async def test_without_a_challenge_the_code_is_enough(premises: Premises) -> Non
     assert key is not None and key.name == "localhost:3000"
 
 
+async def test_a_verifier_whose_challenge_was_taken_off_on_the_way_takes_no_key(premises: Premises) -> None:
+    code = await consent(premises, callback_url=CALLBACK)
+    for method in ({}, {"code_challenge_method": "S256"}):
+        refused = await take(premises, 403, code=code, code_verifier=VERIFIER, **method)
+        assert refused["message"] == "Invalid code or code_verifier"
+    code = await consent(premises, callback_url=CALLBACK)
+    assert (await take(premises, code=code, code_verifier=""))["user_id"] == "user_ada"  # as clients without one send it
+
+
 async def test_a_signed_in_person_consents_and_a_headless_application_shows_a_challenge(premises: Premises) -> None:
     browser = await premises.browser()
     body = await browser.ask("POST", CODES, json={"code_challenge": S256, "code_challenge_method": "S256"})
