@@ -55,6 +55,7 @@ STORE_WAIT_S = 10.0  # for a command line that works on the store, or a control 
 LAST_LOOK_S = 3.0  # for the journals, when asked to stop
 LAST_CONTENT_S = 1.0  # for what accounts have kept, likewise
 HTTP_STOP_S = 2.0  # for requests under way when asked to stop
+BACKLOG = 4096  # a full one refuses edges at once, and their callers with them; the kernel lowers it to net.core.somaxconn
 KEEPALIVE_S = 3600.0  # edges decide how long their connections to us live
 TELEMETRY_FILE = "telemetry.msgpack"
 
@@ -321,7 +322,7 @@ async def _listening(app: web.Application, address: str) -> AsyncIterator[None]:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=HTTP_STOP_S, keepalive_timeout=KEEPALIVE_S)
     await runner.setup()
     try:
-        await web.SockSite(runner, bound_socket(address)).start()
+        await web.SockSite(runner, bound_socket(address), backlog=BACKLOG).start()
         yield
     finally:
         await runner.cleanup()
