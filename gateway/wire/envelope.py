@@ -69,7 +69,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     content: str | list[Part] | None = None
 
 
-class _Known(msgspec.Struct, gc=False):
+class RequestFields(msgspec.Struct, gc=False):
     """The fields that are looked at, with their ranges. The rest is skipped here and passes on as it is."""
 
     model: _Name | None = None
@@ -111,10 +111,12 @@ class _Known(msgspec.Struct, gc=False):
 
 
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_known_decoder = msgspec.json.Decoder(_Known)
+_known_decoder = msgspec.json.Decoder(RequestFields)
 _string_encoder = msgspec.json.Encoder()
 # The name of a field that passes on, as it stands in a forwarded body.
-_NAMES = {name: b',"%b":' % name.encode() for name in (*_Known.__struct_fields__, "reasoning_effort", "verbosity") if name not in _DROPPED}
+_NAMES = {
+    name: b',"%b":' % name.encode() for name in (*RequestFields.__struct_fields__, "reasoning_effort", "verbosity") if name not in _DROPPED
+}
 _LIMITS = (_NAMES["max_tokens"], _NAMES["max_completion_tokens"])
 _STREAM = b',"stream":true,"stream_options":{"include_usage":true}'
 _BARE_STREAM = b',"stream":true'
@@ -236,7 +238,7 @@ def _split(body: bytes) -> dict[str, msgspec.Raw]:
     return fields
 
 
-def _known(body: bytes) -> _Known:
+def _known(body: bytes) -> RequestFields:
     try:
         return _known_decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -252,7 +254,7 @@ def _known(body: bytes) -> _Known:
         raise BadRequest("the body is not valid JSON") from None
 
 
-def _shared(fields: dict[str, msgspec.Raw], known: _Known) -> tuple[bytes | msgspec.Raw, ...]:
+def _shared(fields: dict[str, msgspec.Raw], known: RequestFields) -> tuple[bytes | msgspec.Raw, ...]:
     pieces: list[bytes | msgspec.Raw] = []
     for name, raw in fields.items():
         if (known_name := _NAMES.get(name)) is not None:
