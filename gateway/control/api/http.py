@@ -16,7 +16,7 @@ from multidict import MultiMapping
 
 from gateway.domain.errors import BadRequest, BodyTooLarge, Bug, GatewayError, MethodNotAllowed, NotFound, OurFault, envelope
 from gateway.log import Log, exception_fields
-from gateway.wire.envelope import repeats_key
+from gateway.wire.envelope import MEMBERS_MAX, repeats_key
 
 T = TypeVar("T")
 QueryT = TypeVar("QueryT", bound=msgspec.Struct)
@@ -31,12 +31,14 @@ async def decoded(request: web.Request, kind: type[T]) -> T:
     body = await request.read()
     try:
         value = msgspec.json.decode(body, type=kind)
-        repeated = repeats_key(body, _fields_decoder.decode(body))
+        fields = _fields_decoder.decode(body)
     except msgspec.ValidationError as error:
         raise BadRequest(_fault(error, kind, "the body")) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadRequest("the body is not JSON") from None
-    if repeated:  # another reader, such as a proxy that inspects bodies, might have taken the other one
+    if len(fields) > MEMBERS_MAX:  # to look through them takes time that is everybody's
+        raise BadRequest(f"the body has more than {MEMBERS_MAX} keys")
+    if repeats_key(body, fields):  # another reader, such as a proxy that inspects bodies, might have taken the other one
         raise BadRequest("the body repeats a key")
     return value
 

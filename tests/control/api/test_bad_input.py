@@ -50,6 +50,12 @@ async def test_a_privacy_rule_that_is_said_twice_changes_nothing(premises: Premi
     assert not premises.changed
 
 
+async def test_a_body_of_very_many_keys_is_refused(premises: Premises) -> None:
+    body = json.dumps({"name": "x", **dict.fromkeys(map(str, range(20_000)), 1)})
+    assert len(body) < BODY_BYTES_MAX
+    assert await refused(premises, "POST", KEYS, body) == "the body has more than 1024 keys"
+
+
 async def test_what_is_repeated_deeper_or_within_a_text_is_no_repeat(premises: Premises) -> None:
     for body in (
         '{"name":"a \\"name\\": b","z":{"a":1,"a":2}}',
