@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 LAST = float("inf")  # models that nobody used
 SPEEDS_S = 1.0
-USE_S = 60.0
+USE_S = 300.0
 DAYS = 7
 
 

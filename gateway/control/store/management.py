@@ -152,7 +152,7 @@ class ManagementStore(Protocol):
         """By day, model and endpoint, newest day first; days are included. None: of all keys, also those that are gone."""
 
     async def model_use(self, first_day: str) -> dict[str, ModelUse]:
-        """Of all accounts by model, from this UTC day on. Takes longer the more daily sums there are: not for every request."""
+        """Of all accounts by model, from this UTC day on; in steps, between which others read. Takes longer the more accounts there are."""
 
     async def delete_account(self, account_id: str, *, now_s: int, erase_until_s: int) -> tuple[list[str], list[str]]:
         """Forfeit the credit, remove keys, sessions and the address; the digests of its keys and of its sessions.

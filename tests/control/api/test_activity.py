@@ -13,6 +13,7 @@ from openrouter import components
 
 from gateway.control.api.workspace import workspace_of
 from gateway.control.store.management import ModelUse
+from gateway.control.store.sqlite import management
 from gateway.domain.keys import digest
 from gateway.domain.usage import Usage
 from tests.control.api.premises import DAY, MODEL, NOW, Premises, spent
@@ -107,7 +108,8 @@ async def test_every_surface_tells_the_same_sum(premises: Premises) -> None:
     assert told == {Decimal("0.0000123")}
 
 
-async def test_models_are_sorted_by_what_all_accounts_asked_of_them_in_a_week(premises: Premises) -> None:
+async def test_models_are_sorted_by_what_all_accounts_asked_of_them_in_a_week(premises: Premises, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(management, "ACCOUNTS_AT_ONCE", 1)
     tiny = "acme/tiny:free"
     few = Usage(prompt_tokens=1, completion_tokens=1)
     week_ago, today = NOW - 7 * DAY, NOW
