@@ -21,6 +21,7 @@ from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
 from gateway.control.administration import NAME_MAX, printable_text
+from gateway.control.api.attempts import Attempts
 from gateway.control.api.fields import Moment, Name, Usd, expiry_s, require_own_workspace, usd_nanos
 from gateway.control.api.http import answer, iso_time
 from gateway.control.api.keys import require_room_for_key
@@ -32,6 +33,7 @@ from gateway.domain.keys import KeyRecord, digest, label, new_secret
 from gateway.domain.resources import LimitReset
 
 CODE_S = 600
+CODES_PER_MINUTE = 120  # of one account: people consent one at a time
 CALLBACK_MAX = 2048
 S256_LENGTH = 43  # of a SHA-256 in base64url, without padding
 LOCAL_HOSTS = ("localhost", "127.0.0.1")
@@ -81,6 +83,7 @@ class ConsentsApi:
         self._store = store
         self._on_key_changed = on_key_changed
         self._now = now
+        self._codes = Attempts(most=CODES_PER_MINUTE, window_s=60.0, now=time.monotonic)
 
     def routes(self) -> list[Route]:
         return [
@@ -100,6 +103,7 @@ class ConsentsApi:
             require_own_workspace(wish.workspace_id, account_id)
         callback = _callback(wish.callback_url) if wish.callback_url is not UNSET else None
         challenge, method = _challenge(wish, required=callback is None)
+        self._codes.take(account_id)
         await require_room_for_key(self._store, account_id)
         site = callback.netloc if callback is not None else "headless"
         code = secrets.token_urlsafe(32)

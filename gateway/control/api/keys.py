@@ -19,6 +19,7 @@ from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
 from gateway.control.administration import NAME_MAX, printable_text
+from gateway.control.api.attempts import Attempts
 from gateway.control.api.auth import Authentication
 from gateway.control.api.fields import Moment, Name, Usd, expiry_s, require_own_workspace, usd_nanos
 from gateway.control.api.http import answer
@@ -33,6 +34,7 @@ from gateway.domain.resources import LimitReset
 
 PAGE = 100  # of the contract
 KEYS_MAX = 10_000  # of one class in one account, which anybody may open
+CREATIONS_PER_MINUTE = 600  # whoever makes and deletes them in turn leaves rows behind as well
 _DIGEST = re.compile("[0-9a-f]{64}")  # what may be a key's hash at all; the rest need not trouble the store
 _IDEMPOTENCY_KEY = re.compile("[!-~]{1,255}")
 
@@ -105,6 +107,7 @@ class KeysApi:
         self._on_key_changed = on_key_changed
         self._on_limit_changed = on_limit_changed
         self._now = now
+        self._creations = Attempts(most=CREATIONS_PER_MINUTE, window_s=60.0, now=time.monotonic)
 
     def routes(self) -> list[Route]:
         path, one, access = self._path, self._path + "/{hash}", self._access
@@ -145,6 +148,7 @@ class KeysApi:
         return answer(KeyAnswer(await self._row(await self._owned(call))))
 
     async def create_key(self, call: Call[Nothing, NewKeyBody]) -> web.Response:
+        self._creations.take(call.caller.account_id)
         await require_room_for_key(self._store, call.caller.account_id, management=self._management)
         token = call.request.headers.get("Idempotency-Key")
         if token is None:

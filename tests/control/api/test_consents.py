@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from openrouter import operations
 
+from gateway.control.api.consents import CODES_PER_MINUTE
 from gateway.domain.keys import digest
 from gateway.domain.money import NANOS_PER_USD
 from tests.control.api.premises import Premises
@@ -127,3 +128,9 @@ async def test_the_page_holds_nothing_of_the_request_and_no_inline_script(premis
         async with premises.http.get(f"/pages/{name}") as answer:
             assert (answer.status, answer.content_type) == (200, kind)
     await premises.ask("GET", "/pages/..%2f__init__.py", None, 404)
+
+
+async def test_consents_are_given_at_a_persons_pace(premises: Premises) -> None:
+    for _ in range(CODES_PER_MINUTE):
+        await consent(premises, callback_url=CALLBACK)
+    assert (await consent(premises, 429, callback_url=CALLBACK))["metadata"]["error_type"] == "rate_limit_exceeded"

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from openrouter import operations
 
-from gateway.control.api.keys import KEYS_MAX
+from gateway.control.api.keys import CREATIONS_PER_MINUTE, KEYS_MAX
 from gateway.control.api.workspace import workspace_of
 from gateway.domain.keys import digest, label
 from gateway.domain.money import NANOS_PER_USD
@@ -289,3 +289,15 @@ async def test_an_account_has_so_many_keys_and_no_more(premises: Premises, tmp_p
     await premises.ask("POST", KEYS, premises.eve_management, 201, json={"name": "hers"})
     await premises.ask("DELETE", f"{KEYS}/{last['data']['hash']}", premises.ada_management)
     await create(premises)
+
+
+async def test_keys_are_made_at_a_bounded_pace(premises: Premises) -> None:
+    async def one(number: int) -> tuple[int, str | None]:
+        headers = {"Authorization": f"Bearer {premises.ada_management}"}
+        async with premises.http.post(KEYS, json={"name": f"n{number}"}, headers=headers) as answer:
+            return answer.status, answer.headers.get("Retry-After")
+
+    answers = [await one(number) for number in range(CREATIONS_PER_MINUTE + 3)]
+    assert [status for status, _ in answers].count(429) == 3
+    assert answers[-1][1] is not None and 1 <= int(answers[-1][1]) <= 60
+    await premises.ask("POST", KEYS, premises.eve_management, 201, json={"name": "hers"})
