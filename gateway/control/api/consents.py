@@ -21,6 +21,7 @@ from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
 from gateway.control.administration import NAME_MAX, printable_text
+from gateway.control.api.apps import LOCAL_HOSTS, app_id
 from gateway.control.api.attempts import Attempts
 from gateway.control.api.fields import Moment, Name, Usd, expiry_s, require_own_workspace, usd_nanos
 from gateway.control.api.http import answer, iso_time
@@ -36,7 +37,6 @@ CODE_S = 600
 CODES_PER_MINUTE = 120  # of one account: people consent one at a time
 CALLBACK_MAX = 2048
 S256_LENGTH = 43  # of a SHA-256 in base64url, without padding
-LOCAL_HOSTS = ("localhost", "127.0.0.1")
 
 Method = Literal["S256", "plain"]
 Challenge = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._~-]+$")]
@@ -118,7 +118,7 @@ class ConsentsApi:
         await self._store.add_code(
             AuthCode(digest=digest(code), account_id=account_id, expires_at_s=int(now_s) + CODE_S, wish=key), now_s=int(now_s)
         )
-        return answer(NewCodeAnswer(CodeRow(code, _app_id(site), iso_time(int(now_s * 1000)))))
+        return answer(NewCodeAnswer(CodeRow(code, app_id(site), iso_time(int(now_s * 1000)))))
 
     async def take_key(self, call: Call[Nothing, TakeKeyBody]) -> web.Response:
         asked = call.body
@@ -186,8 +186,3 @@ def _proves(verifier: str, wish: KeyWish) -> bool:
     if wish.challenge_method == "S256":
         proof = base64.urlsafe_b64encode(hashlib.sha256(proof).digest()).rstrip(b"=")
     return hmac.compare_digest(proof, wish.challenge.encode())
-
-
-def _app_id(site: str) -> int:
-    """The same for the same site, always."""
-    return int.from_bytes(hashlib.sha256(site.lower().encode()).digest()[:4]) >> 1
