@@ -96,7 +96,7 @@ class RunningGateway:
         self.log: list[dict[str, Any]] = []
         self.noise: list[str] = []  # stderr lines that are not JSON
         self._arguments = [sys.executable, "-m", module, "serve", "--config", str(self.config), "--workers", str(workers)]
-        self._environ = {**os.environ, **(environ or {})}
+        self.environ = {**os.environ, **(environ or {})}  # from its next start on
         self._heard = threading.Condition()
         self._stdout: list[str] = []
         self._process: subprocess.Popen[str] | None = None
@@ -138,7 +138,7 @@ class RunningGateway:
         self._process = subprocess.Popen(
             self._arguments,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            cwd=REPOSITORY, env=self._environ, start_new_session=True,
+            cwd=REPOSITORY, env=self.environ, start_new_session=True,
         )  # fmt: skip
         self._readers = [
             threading.Thread(target=self._read, args=(self._process.stdout, self._on_stdout), daemon=True),

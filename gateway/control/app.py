@@ -17,6 +17,7 @@ from typing import Any, get_args
 from aiohttp import web
 
 from gateway.config import content_keys
+from gateway.control.account_rules import Told
 from gateway.control.administration import Administration
 from gateway.control.api.admin import AdminApi
 from gateway.control.api.application import public_application
@@ -43,6 +44,7 @@ from gateway.control.telemetry import Telemetry
 from gateway.control.windows import forget_windows
 from gateway.domain.catalog import Catalog
 from gateway.domain.errors import StoreUnavailable
+from gateway.domain.keys import KeyRecord
 from gateway.domain.money import usd_number
 from gateway.link.messages import Recall
 from gateway.link.pulse import ChildArgs, Pulse, pulse_interval_s
@@ -55,6 +57,7 @@ STORE_WAIT_S = 10.0  # for a command line that works on the store, or a control 
 LAST_LOOK_S = 3.0  # for the journals, when asked to stop
 LAST_CONTENT_S = 1.0  # for what accounts have kept, likewise
 HTTP_STOP_S = 2.0  # for requests under way when asked to stop
+BACKLOG = 4096  # a full one refuses edges at once, and their callers with them; the kernel lowers it to net.core.somaxconn
 KEEPALIVE_S = 3600.0  # edges decide how long their connections to us live
 TELEMETRY_FILE = "telemetry.msgpack"
 
@@ -122,7 +125,8 @@ class Control:
             Path(self._settings.content.file), content_keys(self._settings), total_bytes_max=self._settings.content.total_bytes_max
         )
         intake = await self._take_in(content, store, telemetry, parts)
-        lookup = KeyLookup(store=store)
+        told = Told(keeps_content=content.has_key, log=self._log)
+        lookup = KeyLookup(store=store, told=told)
         await parts.enter_async_context(_running(lookup.run(), "sessions"))
         link = LinkServer(
             address=self._runtime.socket(LINK),
@@ -154,12 +158,13 @@ class Control:
         await self._hourly("windows", lambda: forget_windows(store, self._log), parts)
         await self._hourly("removal", self._removal(store, bookkeeper, telemetry).look, parts)
         await parts.enter_async_context(_running(self._watch_fleet(fleet), "fleet"))
-        await self._listen(store, content, link, bookkeeper, telemetry, fleet, parts)
+        await self._listen(store, content, told, link, bookkeeper, telemetry, fleet, parts)
 
     async def _listen(
         self,
         store: Store,
         content: ContentStore,
+        told: Told,
         link: LinkServer,
         bookkeeper: Bookkeeper,
         telemetry: Telemetry,
@@ -167,9 +172,13 @@ class Control:
         parts: contextlib.AsyncExitStack,
     ) -> None:
         """To edges, callers and operators."""
+
+        def key_changed(digest: str, record: KeyRecord | None) -> None:
+            link.push_key(digest, told(record) if record is not None else None)
+
         administration = Administration(
             store=store,
-            on_key_changed=link.push_key,
+            on_key_changed=key_changed,
             on_funded=link.push_funded,
             drained=bookkeeper.drained,
             billing=self._settings.billing,
@@ -182,7 +191,7 @@ class Control:
         )
         erasure = Erasure(store=store, erase_content=content.delete_all, log=self._log)
         await parts.enter_async_context(_running(erasure.run(), "erasure"))
-        public = self._public(store, content, link, fleet, erasure)
+        public = self._public(store, content, key_changed, link, fleet, erasure)
         parts.push_async_callback(link.stop)
         await link.start()
         await parts.enter_async_context(_listening(public, self._runtime.socket(PUBLIC)))
@@ -246,7 +255,15 @@ class Control:
                 fleet.start_warm(observed)
         await fleet.run()
 
-    def _public(self, store: Store, content: ContentStore, link: LinkServer, fleet: FleetWatch, erasure: Erasure) -> web.Application:
+    def _public(
+        self,
+        store: Store,
+        content: ContentStore,
+        on_key_changed: Callable[[str, KeyRecord | None], None],
+        link: LinkServer,
+        fleet: FleetWatch,
+        erasure: Erasure,
+    ) -> web.Application:
         """What callers may ask for, beside inference."""
 
         def limit_changed(resource: str) -> None:
@@ -262,7 +279,7 @@ class Control:
             catalogs=self._catalogs,
             settings=self._settings,
             shown=fleet.shown,
-            on_key_changed=link.push_key,
+            on_key_changed=on_key_changed,
             on_limit_changed=limit_changed,
             on_account_deleted=erasure.wake,
         )
@@ -321,7 +338,7 @@ async def _listening(app: web.Application, address: str) -> AsyncIterator[None]:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=HTTP_STOP_S, keepalive_timeout=KEEPALIVE_S)
     await runner.setup()
     try:
-        await web.SockSite(runner, bound_socket(address)).start()
+        await web.SockSite(runner, bound_socket(address), backlog=BACKLOG).start()
         yield
     finally:
         await runner.cleanup()

@@ -18,13 +18,15 @@ SESSION_LABEL = "session"  # in the log, where keys have theirs
 
 
 class KeyLookup:
-    """Answers edges. Sessions that they ask about are in use, which `run` writes down: no answer waits for that.
+    """Answers edges, with what `told` makes of a record. Sessions that they ask about are in use, which `run` writes down: no
+    answer waits for that.
 
     `now` is unix time.
     """
 
-    def __init__(self, *, store: Store, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, *, store: Store, told: Callable[[KeyRecord], KeyRecord], now: Callable[[], float] = time.time) -> None:
         self._store = store
+        self._told = told
         self._now = now
         self._used: dict[str, int] = {}  # digest of a session -> when
         self._any_used = asyncio.Event()
@@ -38,7 +40,7 @@ class KeyLookup:
             for digest, (session, rules) in (await self._store.find_sessions(digests)).items():
                 if (record := self._in_use(session, rules)) is not None:
                     found[session_name(digest)] = record
-        return found
+        return {name: self._told(record) for name, record in found.items()}
 
     async def run(self) -> None:
         """Tell the store which sessions are in use. One that could not be told is told at the next use."""

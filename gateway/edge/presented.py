@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from gateway.edge.content import KeptCaller
 
 TEXT_CHARS_MAX = 256  # of what callers say about themselves
+_CONTROLS = dict.fromkeys(
+    (*range(0x80, 0xA0), 0x2028, 0x2029), "\N{REPLACEMENT CHARACTER}"
+)  # would end lines, or more, where they are shown
 
 
 class Presented(msgspec.Struct, frozen=True):
@@ -55,9 +58,17 @@ def said(text: str | None) -> str:
     """Of what callers say about themselves, what may be kept: bounded, Unicode, and never a key."""
     if not text or PREFIX in text:
         return ""
-    if not text.isascii():  # header bytes that are not UTF-8 come surrogate-escaped, which no record can hold
-        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return text[:TEXT_CHARS_MAX]
+    return text[:TEXT_CHARS_MAX] if text.isascii() else _letters(text)[:TEXT_CHARS_MAX]
+
+
+def _letters(text: str) -> str:
+    """A header's bytes as UTF-8, or as latin-1 where they are none: what is not UTF-8 comes surrogate-escaped, which no record can hold."""
+    sent = text.encode("utf-8", "surrogateescape")
+    try:
+        text = sent.decode()
+    except UnicodeDecodeError:
+        text = sent.decode("latin-1")
+    return text.translate(_CONTROLS)
 
 
 def refusal_of(key: KeyRecord | None, unavailable: bool, head: RequestHead) -> GatewayError | None:

@@ -251,8 +251,14 @@ def refusal(cause: Cause, affected: Sequence[Traits], *, model: str, site: str) 
 
 
 def no_endpoints(model: str, site: str, code: str = "no_endpoints") -> NoEndpointMatches:
-    """404 for a model that has no endpoint in service, or whose free variant has gone."""
+    """404 for a model that has no endpoint, or whose free variant has gone."""
     return refusal(Cause("No endpoints found for {model}.", code), (), model=model, site=site)
+
+
+def not_in_service(model: str, site: str) -> NoEndpointMatches:
+    """404 for a model none of whose providers has its key here: no waiting helps, so nobody is asked to try again."""
+    message = "No endpoints found for {model}: no provider of it is in service here. Whoever runs this gateway has to set its key."
+    return refusal(Cause(message, "no_endpoints"), (), model=model, site=site)
 
 
 def _among(slugs: Sequence[str]) -> Keeps:

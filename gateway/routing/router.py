@@ -24,6 +24,7 @@ from gateway.routing.filters import (
     means,
     narrow,
     needs_steps,
+    not_in_service,
     prefer,
     rules_steps,
     traits_of,
@@ -109,7 +110,7 @@ class Entry(Generic[C]):
     def mask(self, rules: AccountRules, wishes: Wishes, needs: Needs, tiers: Sequence[str]) -> int:
         """The endpoints that are left, as bits. Raises NoEndpointMatches."""
         if not self.traits:
-            raise NoEndpointAvailable("no provider of this model is in service", retry_after_s=30.0)
+            raise not_in_service(self.model.id, self.site)
         steps = in_turn([*rules_steps(rules), *wishes_steps(wishes, needs, tiers), *needs_steps(needs)])
         mask = narrow(self.traits, (1 << len(self.traits)) - 1, steps, model=self.model.id, site=self.site)
         return prefer(self.traits, mask, needs)

@@ -1,5 +1,6 @@
 """Suffixes of a model's name. Static ones (`:free`, `:thinking`, `:extended`, `:beta`) are models of their own, valid where the
-catalog lists them; dynamic ones (`:nitro`, `:floor`, `:exacto`, `:online`) change how any model is routed, and can be stacked.
+catalog lists them; dynamic ones (`:nitro`, `:floor`, `:exacto`) change how any model is routed, and can be stacked. `:online` asks
+for a web search, which nobody does here: it is refused, for an answer without one would be taken for one with it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 import msgspec
 
 from gateway.domain.catalog import Catalog, Model
-from gateway.domain.errors import NoEndpointMatches, UnknownModel
+from gateway.domain.errors import BadRequest, NoEndpointMatches, UnknownModel
 from gateway.routing.filters import no_endpoints
 from gateway.routing.wishes import SortBy
 
@@ -26,17 +27,18 @@ class Resolved(msgspec.Struct, frozen=True):
     model: Model
     sort: SortBy | None = None
     tiers: tuple[str, ...] = ()  # service tiers that join
-    online: bool = False  # a web search is to be done first
 
 
 def resolve(name: str, catalog: Catalog, *, site: str = "") -> Resolved:
-    """The model and routing that a name stands for. Raises UnknownModel, or NoEndpointMatches for a free variant that is none."""
+    """The model and routing that a name stands for.
+
+    Raises UnknownModel, BadRequest for `:online`, or NoEndpointMatches for a free variant that is none.
+    """
     model = catalog.find(name)
     if model is not None:
         return Resolved(model)
     sort: SortBy | None = None
     tiers: tuple[str, ...] = ()
-    online = False
     base = name
     while model is None:
         base, colon, suffix = base.rpartition(":")
@@ -46,11 +48,11 @@ def resolve(name: str, catalog: Catalog, *, site: str = "") -> Resolved:
             sort = sort or SORTS[suffix]
             tiers += TIERS.get(suffix, ())
         elif suffix == ONLINE:
-            online = True
+            raise BadRequest("model: :online asks for a web search, which this gateway does not do; name the model without it")
         elif suffix not in ALIASES:
             raise _unlisted(base, suffix, catalog, site)
         model = catalog.find(base)
-    return Resolved(model, sort, tiers, online)
+    return Resolved(model, sort, tiers)
 
 
 def _unlisted(base: str, suffix: str, catalog: Catalog, site: str) -> NoEndpointMatches | UnknownModel:

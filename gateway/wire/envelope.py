@@ -14,6 +14,7 @@ from typing import Annotated, Literal, get_args
 import msgspec
 
 from gateway.domain.errors import BadRequest
+from gateway.wire.unserved import NO_PRESETS, SERVER_TOOL, Plugin, require_no_server_tools, require_served_plugins
 
 NESTING_MAX = 128
 MEDIA_TOKENS_MAX = 4096  # held for an image, a sound or a file; providers count 85 to 3,000 for an image
@@ -68,7 +69,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     content: str | list[Part] | None = None
 
 
-class _Known(msgspec.Struct, gc=False):
+class RequestFields(msgspec.Struct, gc=False):
     """The fields that are looked at, with their ranges. The rest is skipped here and passes on as it is."""
 
     model: _Name | None = None
@@ -101,7 +102,8 @@ class _Known(msgspec.Struct, gc=False):
     metadata: dict[str, str] | None = None
     provider: dict[str, msgspec.Raw] | None = None
     route: Annotated[str, msgspec.Meta(pattern=r"^(fallback|sort)\Z")] | None = None
-    plugins: list[dict[str, msgspec.Raw]] | None = None
+    plugins: list[Plugin] | None = None
+    preset: None = None  # there are none
     transforms: list[str] | None = None
     usage: dict[str, msgspec.Raw] | None = None
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)] | None = None
@@ -109,10 +111,12 @@ class _Known(msgspec.Struct, gc=False):
 
 
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_known_decoder = msgspec.json.Decoder(_Known)
+_known_decoder = msgspec.json.Decoder(RequestFields)
 _string_encoder = msgspec.json.Encoder()
 # The name of a field that passes on, as it stands in a forwarded body.
-_NAMES = {name: b',"%b":' % name.encode() for name in (*_Known.__struct_fields__, "reasoning_effort", "verbosity") if name not in _DROPPED}
+_NAMES = {
+    name: b',"%b":' % name.encode() for name in (*RequestFields.__struct_fields__, "reasoning_effort", "verbosity") if name not in _DROPPED
+}
 _LIMITS = (_NAMES["max_tokens"], _NAMES["max_completion_tokens"])
 _STREAM = b',"stream":true,"stream_options":{"include_usage":true}'
 _BARE_STREAM = b',"stream":true'
@@ -161,7 +165,7 @@ def parse(body: bytes, kind: Kind) -> Envelope:
     fields = _split(body)
     passed, size = _passed(fields)
     # Without space between its parts there is no room for a part that was not kept.
-    if len(body) != size and not _is_spaced(body, fields) and _repeats_key(body, fields):
+    if len(body) != size and not _is_spaced(body, fields) and repeats_key(body, fields):
         raise BadRequest("the body repeats a top-level key")
     try:
         known = _known_decoder.decode(body)
@@ -173,6 +177,8 @@ def parse(body: bytes, kind: Kind) -> Envelope:
         model, models = names[0], list(dict.fromkeys([name for name in names[1:] if name != names[0]]))
     if not model:
         raise BadRequest("model is required: a string such as author/name")
+    if known.plugins:
+        require_served_plugins(known.plugins)
     max_tokens = known.max_tokens
     if known.max_completion_tokens is not None:  # both are sent, and a provider may know but one of them
         max_tokens = max(known.max_completion_tokens, max_tokens or 0)
@@ -193,7 +199,10 @@ def parse(body: bytes, kind: Kind) -> Envelope:
         raise BadRequest(_TOO_DEEP)
     # What a chat template writes out into the prompt.
     if known.tools is not None:
-        bytes_max += len(fields["tools"])
+        tools = fields["tools"]
+        bytes_max += len(tools)
+        if SERVER_TOOL in bytes(tools):
+            require_no_server_tools(tools)
     if known.response_format is not None:
         bytes_max += len(fields["response_format"])
     return Envelope(
@@ -246,6 +255,8 @@ def _complaint(error: Exception) -> BadRequest:
     reason, _, path = _without_value(error).rpartition(" - at `$.")
     path = path.rstrip("`")
     name = re.split(r"[.\[]", path, maxsplit=1)[0]
+    if name == "preset":
+        return BadRequest(NO_PRESETS)
     where = path[len(name) :]
     return BadRequest(f"{name}: {reason}" + (f" - at `${where}`" if where else ""))
 
@@ -325,8 +336,9 @@ _OPEN = re.compile(rb"[ \t\n\r]*\{")
 _CLOSE = re.compile(rb"[ \t\n\r]*\}[ \t\n\r]*")
 
 
-def _repeats_key(body: bytes, fields: dict[str, msgspec.Raw]) -> bool:
-    """Walk the top level; a key that was seen, or whose value is not the one kept, is a repeat."""
+def repeats_key(body: bytes, fields: dict[str, msgspec.Raw]) -> bool:
+    """Whether a body has a top-level key twice. `fields` is what was read of it: a key that was seen, or whose value is not the one
+    kept, is a repeat."""
     seen: set[str] = set()
     opened = _OPEN.match(body)
     at = opened.end() if opened else 0

@@ -106,4 +106,6 @@ def test_inp_12_hundreds_of_made_up_requests_find_no_failure(asked: RunningGatew
 
 @pytest.mark.soak
 def test_inp_12_ten_thousand_made_up_requests_find_no_failure(asked: RunningGateway) -> None:
-    assert check(asked, cases_each=400, seed=2) >= 10_000
+    made = check(asked, cases_each=400, seed=2)
+    print(f"{made} requests")
+    assert made >= 10_000

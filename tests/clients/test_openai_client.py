@@ -172,8 +172,15 @@ async def test_failures_have_the_clients_classes(
 async def test_an_unknown_model_is_not_found_in_the_list(client: Client) -> None:
     models = await client.call(lambda api: api.models.list())
     assert {model.id for model in models.data} >= {GOOD, FIRST}
-    with pytest.raises(openai.NotFoundError):
-        await client.call(lambda api: api.get("/no/such/route", cast_to=object))
+    for missing in (lambda api: api.models.retrieve("acme/nothing"), lambda api: api.get("/no/such/route", cast_to=object)):
+        with pytest.raises(openai.NotFoundError):
+            await client.call(missing)
+
+
+async def test_one_model_is_retrieved_by_its_name(client: Client) -> None:
+    model = await client.call(lambda api: api.models.retrieve(GOOD))
+    assert (model.id, model.object, model.owned_by) == (GOOD, "model", GOOD.partition("/")[0])
+    assert model.created >= 0 and model.pricing["prompt"]
 
 
 @pytest.mark.parametrize("how", [Behaviour(reset_after_events=4), Behaviour(error_event_after=4), Behaviour(stall_after_events=4)])

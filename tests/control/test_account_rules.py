@@ -11,11 +11,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from gateway.control.account_rules import Told
 from gateway.control.store import Account, Key
 from gateway.control.store.sqlite import SqliteStore
 from gateway.domain.errors import NotFound
 from gateway.domain.keys import KeyRecord
 from gateway.domain.rules import NO_RULES, AccountRules, RulesChange
+from gateway.log import Log
 
 
 @pytest.fixture
@@ -73,6 +75,17 @@ async def test_every_rule_is_written_out_so_that_later_defaults_change_nothing(s
 async def test_nobody_has_no_rules(store: SqliteStore) -> None:
     with pytest.raises(NotFound):
         await store.change_rules("user_none", RulesChange(zdr=True))
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+async def test_edges_are_told_that_prompts_are_kept_only_where_they_can_be(store: SqliteStore, keeps: bool) -> None:
+    told = Told(keeps_content=keeps, log=Log("test", fd=-1))
+    await store.change_rules("user_ann", RulesChange(log_prompts=True, zdr=True))
+    await store.change_rules("user_bob", RulesChange(log_prompts=True))
+    found = {name: told(record) for name, record in (await store.find_keys(["ann-1", "bob-1"])).items()}
+    assert found["ann-1"].rules == AccountRules(zdr=True, log_prompts=keeps)
+    assert (found["bob-1"].rules is NO_RULES) is not keeps
+    assert msgspec.structs.replace(found["bob-1"], rules=NO_RULES) == key("bob-1", "user_bob").record()
 
 
 def _json(record: KeyRecord) -> bytes:

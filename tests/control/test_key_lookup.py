@@ -26,7 +26,7 @@ class World:
     def __init__(self, store: SqliteStore) -> None:
         self.store = store
         self.now = float(BEGAN_S)
-        self.lookup = KeyLookup(store=store, now=lambda: self.now)
+        self.lookup = KeyLookup(store=store, told=lambda record: record, now=lambda: self.now)
 
     async def used_at_s(self) -> int:
         session = await self.store.find_session(SESSION)

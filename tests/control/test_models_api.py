@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,11 +17,14 @@ from gateway.control.api.auth import Authentication
 from gateway.control.api.models import ModelsApi
 from gateway.control.api.route import Call, Nothing, Route
 from gateway.control.catalog_source import CatalogSource
+from gateway.control.store.management import ModelUse
 from gateway.control.store.sqlite import SqliteStore
 from gateway.domain.catalog import Catalog, DataPolicy, Endpoint, Model, Price, PriceOverride, Provider, Reasoning
 from gateway.domain.money import parse_price
 from gateway.domain.rules import NO_RULES, AccountRules
 from gateway.log import Log
+from gateway.routing.figures import Percentiles
+from gateway.routing.fleet import UNSEEN, Shown
 
 Caller = TestClient[web.Request, web.Application]
 
@@ -33,6 +37,13 @@ ENDPOINT_KEYS = {
     "max_prompt_tokens", "supported_parameters", "supports_implicit_caching", "uptime_last_5m", "uptime_last_30m", "uptime_last_1d",
     "latency_last_30m", "throughput_last_30m", "native_tools", "service_tier", "supports_diarization", "supports_tool_choice",
 }  # fmt: skip
+
+
+SHOWN = {
+    "acme/sage-1@south": Shown(None, None, None, Percentiles(900, 900, 900, 900), Percentiles(20, 20, 20, 20)),
+    "acme/sage-1@north": Shown(None, None, None, Percentiles(300, 400, 500, 600), None),
+    "acme/tiny:free@south": Shown(None, None, None, Percentiles(500, 500, 500, 500), Percentiles(90, 80, 70, 60)),
+}
 
 
 def price(prompt: str, completion: str, **more: Any) -> Price:
@@ -63,6 +74,7 @@ def catalog() -> Catalog:
         ),
         Model(
             id=tiny, canonical_slug=tiny, name="Acme: Tiny", created=int(time.time()), context_length=8192, tokenizer="GPT",
+            distillable=True,
             endpoints=(endpoint(tiny, "south", price("0", "0")),),
         ),
         Model(
@@ -93,11 +105,18 @@ async def caller(tmp_path: Path, catalogs: CatalogSource) -> AsyncIterator[Calle
     async def crash(call: Call[Nothing, Nothing]) -> web.Response:
         raise RuntimeError("a secret detail")
 
+    async def used(first_day: str) -> dict[str, ModelUse]:
+        assert (datetime.datetime.now(datetime.UTC).date() - datetime.date.fromisoformat(first_day)).days in (6, 7)
+        return {"acme/tiny:free": ModelUse(requests=9, tokens=10), "zeta/vectors": ModelUse(requests=3, tokens=70)}
+
+    def shown(endpoint_id: str) -> Shown:
+        return SHOWN.get(endpoint_id, UNSEEN)
+
     async def no_rules(account_id: str) -> AccountRules:
         return NO_RULES
 
     routes = [
-        *ModelsApi(catalogs=catalogs, rules=no_rules).routes(),
+        *ModelsApi(catalogs=catalogs, rules=no_rules, shown=shown, used=used).routes(),
         Route(method="GET", path="/crash", access="public", handler=crash, summary="", bases=("",)),
     ]
     store = await SqliteStore.open(tmp_path / "gateway.db")
@@ -163,6 +182,12 @@ async def test_optional_keys_are_left_out_rather_than_null(caller: Caller) -> No
         ("model_authors=zeta&output_modalities=all", ["zeta/vectors"]),
         ("sort=newest", ["acme/tiny:free", "acme/sage-1"]),
         ("sort=pricing-high-to-low&output_modalities=all", ["acme/sage-1", "zeta/vectors", "acme/tiny:free"]),
+        ("sort=latency-low-to-high&output_modalities=all", ["acme/sage-1", "acme/tiny:free", "zeta/vectors"]),
+        ("sort=throughput-high-to-low&output_modalities=all", ["acme/tiny:free", "acme/sage-1", "zeta/vectors"]),
+        ("sort=top-weekly&output_modalities=all", ["zeta/vectors", "acme/tiny:free", "acme/sage-1"]),
+        ("sort=most-popular&output_modalities=all", ["acme/tiny:free", "zeta/vectors", "acme/sage-1"]),
+        ("distillable=true", ["acme/tiny:free"]),
+        ("distillable=false", ["acme/sage-1"]),
         ("sort=of-another-day&unknown=1", ["acme/sage-1", "acme/tiny:free"]),
     ],
 )
@@ -208,7 +233,7 @@ async def test_bad_paging_is_refused(caller: Caller, query: str) -> None:
 async def test_count_one_model_endpoints_and_providers(caller: Caller) -> None:
     assert await ask(caller, "/api/v1/models/count") == {"data": {"count": 2}}
     assert (await ask(caller, "/api/v1/embeddings/models"))["data"][0]["id"] == "zeta/vectors"
-    for name in ("acme/sage-1", "acme/sage-1-20260401", "acme/sage-1:nitro", "acme/sage-1:online:floor"):
+    for name in ("acme/sage-1", "acme/sage-1-20260401", "acme/sage-1:nitro", "acme/sage-1:exacto:floor"):
         assert (await ask(caller, f"/api/v1/model/{name}"))["data"]["id"] == "acme/sage-1"
     assert (await ask(caller, "/api/v1/model/acme/tiny:free"))["data"]["id"] == "acme/tiny:free"
     data = (await ask(caller, "/api/v1/models/acme/sage-1/endpoints"))["data"]
@@ -225,11 +250,29 @@ async def test_count_one_model_endpoints_and_providers(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/api/v1/nothing", "/api/v1/model/acme/Sage-1", "/api/v1/models/acme/none/endpoints", "/api/v1/models/"]
+    "path",
+    [
+        "/",
+        "/api/v1/nothing",
+        "/api/v1/model/acme/Sage-1",
+        "/api/v1/models/acme/none/endpoints",
+        "/api/v1/models/",
+        "/v1/models/acme/none",
+        "/v1/models/acme%2Fnone",
+        "/v1/models/none",
+        "/v1/models/acme/sage-1:online",
+    ],
 )
 async def test_unknown_paths_and_names_are_404_in_the_envelope(caller: Caller, path: str) -> None:
     error = (await ask(caller, path, 404))["error"]
     assert (error["code"], error["metadata"]["error_type"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("name", ["acme/sage-1", "acme%2Fsage-1", "acme%2fsage-1:nitro", "acme/sage-1-20260401"])
+async def test_openai_clients_find_one_model_at_its_name(caller: Caller, name: str) -> None:
+    row = await ask(caller, f"/v1/models/{name}")
+    assert row.keys() >= MODEL_KEYS
+    assert (row["id"], row["object"], row["created"], row["owned_by"]) == ("acme/sage-1", "model", 5, "acme")
 
 
 async def test_a_wrong_method_is_405_and_says_which_are_allowed(caller: Caller) -> None:

@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from openrouter import components, operations
 
 from gateway.control.api.application import public_application
+from gateway.control.api.apps import app_id, app_of
 from gateway.control.api.auth import Authentication
 from gateway.control.api.credits import CreditsApi
 from gateway.control.api.generation import GenerationApi
@@ -283,7 +284,7 @@ async def test_a_generation_shows_every_key_to_every_key_of_its_account(reader: 
         "tokens_prompt": 21, "tokens_completion": 9, "native_tokens_prompt": 21, "native_tokens_completion": 9,
         "native_tokens_completion_images": None, "native_tokens_reasoning": 2, "native_tokens_cached": 4, "num_media_prompt": 1,
         "num_media_completion": None, "num_input_audio_prompt": None, "num_search_results": None, "num_fetches": None,
-        "origin": "https://app.example/", "http_referer": "https://app.example/", "user_agent": "curl/8", "app_id": None,
+        "origin": "https://app.example/", "http_referer": "https://app.example/", "user_agent": "curl/8", "app_id": app_id("app.example"),
         "external_user": None, "router": None, "preset_id": None, "service_tier": None, "data_region": "global",
         "web_search_engine": None, "workspace_id": workspace_of("user_ada"),
         "provider_responses": [
@@ -294,6 +295,26 @@ async def test_a_generation_shows_every_key_to_every_key_of_its_account(reader: 
             },
         ],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("referer", "title", "site"),
+    [
+        ("https://app.example/chat?x=1", "", "app.example"),
+        ("http://APP.example", "App", "app.example"),
+        ("https://app.example:8443/", "", "app.example:8443"),
+        ("http://localhost:3000/", "App", "localhost:3000 app"),
+        ("http://[::1]:3000/", "App", "[::1]:3000 app"),
+        ("http://localhost:3000/", "", None),
+        ("", "App", None),
+        ("app.example", "App", None),
+        ("javascript:alert(1)", "App", None),
+        ("https://[", "App", None),
+        ("https://", "App", None),
+    ],
+)
+def test_an_application_is_known_by_where_it_is(referer: str, title: str, site: str | None) -> None:
+    assert app_of(referer, title) == (app_id(site) if site is not None else None)
 
 
 async def test_a_generation_that_failed_is_readable_too(reader: Reader) -> None:

@@ -20,7 +20,7 @@ STEERING_FIELDS = (
     "custom_host deployment_id azure_endpoint vertex_credentials vertex_project aws_access_key_id aws_secret_access_key "
     "litellm_params user_config mock_response fallbacks"
 ).split()  # fmt: skip
-SHAPES: dict[str, Any] = {"models": ["c/d"], "plugins": [], "transforms": [], "route": "fallback", "session_id": "s"}
+SHAPES: dict[str, Any] = {"models": ["c/d"], "plugins": [], "preset": None, "transforms": [], "route": "fallback", "session_id": "s"}
 
 
 @pytest.mark.parametrize("name", GATEWAY_FIELDS)

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from gateway.domain.content_keys import new_key
 from gateway.domain.keys import digest
 from gateway.domain.metrics import Samples
 from gateway.domain.rules import NO_RULES, AccountRules
@@ -335,7 +336,7 @@ async def test_no_word_of_what_was_said_is_in_any_file_log_or_figure(tmp_path: P
     canary = "canary-7f3a91"
     said = [{"role": "user", "content": canary}]
     broken = (SSE_HEAD, chunk(event({"content": canary})))
-    async with staged(tmp_path) as stage:
+    async with staged(tmp_path, environ={"GATEWAY_CONTENT_KEY": new_key()} if logs else None) as stage:
         if logs:
             log_prompts(stage.gateway, stage.gateway.account_id)
         for answers, status in (

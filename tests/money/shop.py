@@ -21,11 +21,13 @@ import aiohttp
 import psutil  # type: ignore[import-untyped]
 
 from bench.provider import Provider
+from gateway.domain.content_keys import new_key
 from gateway.domain.generation import Generation, decode
 from tests.conftest import RunningGateway
 from tests.edge.stage import HELLO, UNMOVED, Answered, RawProvider, in_order
 from tests.provider_caller import Caller, connected
 
+CONTENT_KEY = new_key()
 CONTEXT = 131_072
 PLAIN = {"prompt": "0.000001", "completion": "0.000002"}
 RICH = {
@@ -252,7 +254,7 @@ async def opened(
             catalog,
             settings={"routing": UNMOVED, "limits": UNLIMITED, **(settings or {})},
             workers=workers,
-            environ=environ,
+            environ={"GATEWAY_CONTENT_KEY": CONTENT_KEY, **(environ or {})},  # without one no account's prompts are kept, or cost less
         )
         stack.push_async_callback(asyncio.to_thread, gateway.close)
         await asyncio.to_thread(gateway.start)

@@ -105,3 +105,36 @@ async def test_nothing_can_be_switched_on_where_no_key_encrypts(tmp_path: Path) 
         await shop.generation(generation_id(answered))
         assert await shop.get(f"generation/content?id={generation_id(answered)}") is None
         assert not list(shop.gateway.folder.rglob("content.sqlite*"))
+
+
+async def test_nobody_pays_less_while_the_key_is_gone_and_the_wish_holds_again_once_it_is_back(tmp_path: Path) -> None:
+    async with opened(tmp_path, environ={"GATEWAY_CONTENT_KEY": KEY}) as shop:
+        account = await shop.new_account("gone@example.com", "5")
+        full = await cost(shop, account)
+        await privacy(shop, account, log_prompts=True)
+        kept = await shop.ask(account=account, messages=ASKED)
+        await content(shop, account, kept)
+        less = -(-full * 99 // 100)
+        assert await cost(shop, account) == less
+        await restarted(shop, "")
+        assert await cost(shop, account) == full
+        assert (await privacy(shop, account, enforce_zdr=False))["log_prompts"] is True  # tells edges of the rules anew
+        assert await cost(shop, account) == full
+        told = [line for line in shop.gateway.log if line["event"] == "content_dropped"]
+        assert [(line["level"], line["reason"]) for line in told] == [("error", "no_key")]
+        await restarted(shop, KEY)
+        assert await cost(shop, account) == less
+        await content(shop, account, kept)
+        assert (await shop.verify())["ok"]
+
+
+async def cost(shop: Shop, account: Account) -> int:
+    """Nanos, of one and the same question."""
+    answered = await shop.ask(account=account, messages=ASKED)
+    return nanos((await shop.generation(generation_id(answered), account))["total_cost"])
+
+
+async def restarted(shop: Shop, key: str) -> None:
+    await asyncio.to_thread(shop.gateway.stop)
+    shop.gateway.environ["GATEWAY_CONTENT_KEY"] = key
+    await asyncio.to_thread(shop.gateway.start)

@@ -57,6 +57,17 @@ test("legacy completions", async () => {
   assert.equal(answer.choices[0].text, TEXT);
 });
 
+test("one model by its name", async () => {
+  const model = await client.models.retrieve(MODEL);
+  assert.deepEqual([model.id, model.object, model.owned_by], [MODEL, "model", "acme"]);
+  await assert.rejects(client.models.retrieve("acme/nothing"), OpenAI.NotFoundError);
+});
+
+test("a wish that is not served is a bad request that says what it was", async () => {
+  const asked = client.chat.completions.create({ model: `${MODEL}:online`, messages: MESSAGES });
+  await assert.rejects(asked, (error) => error instanceof OpenAI.BadRequestError && error.message.includes("web search"));
+});
+
 test("the list of models", async () => {
   const ids = [];
   for await (const model of client.models.list()) ids.push(model.id);

@@ -32,6 +32,7 @@ from gateway.link.server import LinkServer
 from gateway.log import Log
 from tests.conftest import MODEL, REPOSITORY, RunningGateway, StartGateway, eventually, render_catalog
 from tests.processes.test_gateway import SLOW, Callers, asking, calling, start_two, streams_begun
+from tests.provider_caller import connected
 from tests.timing import again_if_untimely, in_time
 
 REPLACED_S = 2.0
@@ -119,6 +120,27 @@ async def test_routes_of_control_say_that_they_come_back(start_gateway: StartGat
         await asyncio.to_thread(gateway.logged, "process_ready", role="control", count=2)
         async with session.get(f"{gateway.url}/api/v1/models") as answer:
             assert answer.status == 200
+
+
+async def test_a_crowd_that_comes_at_once_waits_for_control_and_nobody_is_told_that_it_restarts(
+    start_gateway: StartGateway, provider: Provider
+) -> None:
+    gateway = start_gateway({"north": f"{provider.url}/v1"})
+    control = gateway.logged("process_ready", role="control")["child"]
+    async with contextlib.AsyncExitStack() as connections, aiohttp.ClientSession() as session:
+        crowd = [await connections.enter_async_context(connected(gateway)) for _ in range(400)]
+        callers = Callers(gateway, session)
+        await know(callers)
+        os.kill(control, signal.SIGSTOP)  # it takes nobody in meanwhile
+        try:
+            for caller in crowd:
+                caller.writer.write(b"GET /api/v1/models HTTP/1.1\r\nHost: gateway.example\r\n\r\n")
+            await callers.ask()  # the edge has a turn after them
+        finally:
+            os.kill(control, signal.SIGCONT)
+        async with asyncio.timeout(20.0):
+            statuses = [(await caller.head())[0] for caller in crowd]
+    assert set(statuses) == {200}
 
 
 async def test_ops_08_reloads_good_and_bad_cost_no_request_and_no_stream(start_gateway: StartGateway, provider: Provider) -> None:

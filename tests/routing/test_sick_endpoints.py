@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.domain.errors import NoEndpointAvailable, Throttled
+from gateway.domain.errors import NoEndpointMatches, Throttled
 from gateway.routing.wishes import NO_WISHES
 from tests.routing.scene import Scene, endpoint, model_of
 
@@ -141,8 +141,9 @@ def test_a_callers_own_fault_never_counts() -> None:
     assert scene.live("a").inflight == 0
 
 
-def test_a_model_without_endpoints_in_service_is_503() -> None:
+def test_a_model_without_endpoints_in_service_is_404_since_no_waiting_helps() -> None:
     scene = Scene(TWO)
     scene.show(TWO, without=[each.id for each in TWO.endpoints])
-    with pytest.raises(NoEndpointAvailable):
+    with pytest.raises(NoEndpointMatches) as refused:
         scene.rank()
+    assert (refused.value.http_status, refused.value.retry_after_s) == (404, None)

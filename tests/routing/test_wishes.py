@@ -99,7 +99,7 @@ def test_speeds_sort_and_demote(wishes: dict[str, Any], expected: list[str]) -> 
     [
         ("acme/large:nitro", "south/eu", True),
         ("acme/large:floor", "north", False),
-        ("acme/large:nitro:online", "south/eu", True),
+        ("acme/large:exacto:nitro", "south/eu", True),
         ("acme/large:beta", None, False),
     ],
 )
@@ -113,9 +113,21 @@ def test_order_keeps_tiers_out_also_for_nitro() -> None:
     assert "west/priority" not in order({"order": ["north"]}, "acme/large:nitro")
 
 
-def test_online_is_told_to_whoever_searches() -> None:
-    resolved = scene().router.resolve("acme/large:online")
-    assert (resolved.model.id, resolved.online, resolved.sort) == ("acme/large", True, None)
+@pytest.mark.parametrize("name", ["acme/large:online", "acme/large:nitro:online", "acme/large:online:floor", "acme/none:online"])
+def test_a_web_search_is_refused_since_nobody_does_one(name: str) -> None:
+    with pytest.raises(BadRequest, match="model: :online asks for a web search"):
+        scene().router.resolve(name)
+
+
+def test_a_model_without_an_endpoint_in_service_is_404_and_not_to_be_tried_again() -> None:
+    at = scene()
+    at.show(at.model, without=[each.id for each in at.model.endpoints])
+    for wishes in ({}, {"sort": "price"}):
+        with pytest.raises(NoEndpointMatches) as refused:
+            order(wishes, at=at)
+        body = json.loads(envelope(refused.value))["error"]
+        assert (body["code"], body["availability"]["code"], body["availability"]["retryable"]) == (404, "no_endpoints", False)
+        assert refused.value.retry_after_s is None
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ ATTEMPTS_S = 900.0
 ATTEMPTS_AT_ACCOUNT = 10
 ATTEMPTS_FROM_ADDRESS = 100  # many people may share one: a company, or a proxy in front of us
 SIGN_UPS_FROM_ADDRESS = 20
+SIGN_INS_AT_ACCOUNT = 100  # that succeed: each leaves a session
 ERASE_S = 3600  # how long after the end of an account its last exchanges may still come in from journals
 
 Email = Annotated[str, Meta(min_length=3, max_length=254)]
@@ -102,6 +103,7 @@ class AccountsApi:
         self._hashing = Hashing()
         self._at_account = Attempts(most=ATTEMPTS_AT_ACCOUNT, window_s=ATTEMPTS_S, now=time.monotonic)
         self._from_address = Attempts(most=ATTEMPTS_FROM_ADDRESS, window_s=ATTEMPTS_S, now=time.monotonic)
+        self._sign_ins = Attempts(most=SIGN_INS_AT_ACCOUNT, window_s=ATTEMPTS_S, now=time.monotonic)
         self._sign_ups = Attempts(most=SIGN_UPS_FROM_ADDRESS, window_s=ATTEMPTS_S, now=time.monotonic)
 
     def routes(self) -> list[Route]:
@@ -199,7 +201,8 @@ class AccountsApi:
         return account
 
     async def _signed_in(self, account: Account) -> web.Response:
-        """A new session, never one that a browser came with."""
+        """A new session, never one that a browser came with. Raises RateLimited."""
+        self._sign_ins.take(account.id)
         secret = secrets.token_urlsafe(32)
         now_s = int(self._now())
         session = Session(digest=digest(secret), account_id=account.id, created_at_s=now_s, used_at_s=now_s)

@@ -29,11 +29,12 @@ PROTECTION = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 PUBLIC_CACHE = "no-cache"
+BODY_BYTES_MAX = 256 * 1024  # none of ours is longer: two lists of 200 names
 
 
 def public_application(routes: Sequence[Route], *, authentication: Authentication, log: Log) -> web.Application:
     """All routes at all their bases; the first of two that match answers."""
-    app = web.Application(middlewares=[_protection(routes), errors(log)])
+    app = web.Application(middlewares=[_protection(routes), errors(log)], client_max_size=BODY_BYTES_MAX)
     for route in routes:
         handler = _handler(route, authentication)
         for base in route.bases:

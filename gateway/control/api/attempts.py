@@ -1,4 +1,7 @@
-"""How often something may be tried: passwords of one account, sign-ups and sign-ins from one address. Kept in memory, bounded."""
+"""How often something may be tried: passwords of one account, sign-ups and sign-ins from one address, keys made for one account.
+
+Kept in memory, bounded.
+"""
 
 from __future__ import annotations
 

@@ -21,8 +21,11 @@ from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
 from gateway.control.administration import NAME_MAX, printable_text
+from gateway.control.api.apps import LOCAL_HOSTS, app_id
+from gateway.control.api.attempts import Attempts
 from gateway.control.api.fields import Moment, Name, Usd, expiry_s, require_own_workspace, usd_nanos
 from gateway.control.api.http import answer, iso_time
+from gateway.control.api.keys import require_room_for_key
 from gateway.control.api.route import Call, Nothing, Route
 from gateway.control.store import Key, Store
 from gateway.control.store.management import AuthCode, KeyWish
@@ -31,9 +34,9 @@ from gateway.domain.keys import KeyRecord, digest, label, new_secret
 from gateway.domain.resources import LimitReset
 
 CODE_S = 600
+CODES_PER_MINUTE = 120  # of one account: people consent one at a time
 CALLBACK_MAX = 2048
 S256_LENGTH = 43  # of a SHA-256 in base64url, without padding
-LOCAL_HOSTS = ("localhost", "127.0.0.1")
 
 Method = Literal["S256", "plain"]
 Challenge = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._~-]+$")]
@@ -80,6 +83,7 @@ class ConsentsApi:
         self._store = store
         self._on_key_changed = on_key_changed
         self._now = now
+        self._codes = Attempts(most=CODES_PER_MINUTE, window_s=60.0, now=time.monotonic)
 
     def routes(self) -> list[Route]:
         return [
@@ -99,6 +103,8 @@ class ConsentsApi:
             require_own_workspace(wish.workspace_id, account_id)
         callback = _callback(wish.callback_url) if wish.callback_url is not UNSET else None
         challenge, method = _challenge(wish, required=callback is None)
+        self._codes.take(account_id)
+        await require_room_for_key(self._store, account_id)
         site = callback.netloc if callback is not None else "headless"
         code = secrets.token_urlsafe(32)
         key = KeyWish(
@@ -112,7 +118,7 @@ class ConsentsApi:
         await self._store.add_code(
             AuthCode(digest=digest(code), account_id=account_id, expires_at_s=int(now_s) + CODE_S, wish=key), now_s=int(now_s)
         )
-        return answer(NewCodeAnswer(CodeRow(code, _app_id(site), iso_time(int(now_s * 1000)))))
+        return answer(NewCodeAnswer(CodeRow(code, app_id(site), iso_time(int(now_s * 1000)))))
 
     async def take_key(self, call: Call[Nothing, TakeKeyBody]) -> web.Response:
         asked = call.body
@@ -125,7 +131,7 @@ class ConsentsApi:
         method = asked.code_challenge_method
         if method not in (None, UNSET) and method != (wish.challenge_method or method):
             raise BadRequest("code_challenge_method: is not the one that the code was asked for with")
-        if wish.challenge and not _proves(asked.code_verifier if asked.code_verifier is not UNSET else "", wish):
+        if not _proves(asked.code_verifier if asked.code_verifier is not UNSET else "", wish):
             raise Forbidden("Invalid code or code_verifier")
         secret = new_secret()
         key = Key(
@@ -173,12 +179,10 @@ def _challenge(wish: NewCodeBody, *, required: bool) -> tuple[str, str]:
 
 
 def _proves(verifier: str, wish: KeyWish) -> bool:
+    """Who has a verifier asked with a challenge: if none came along, somebody took it off on the way (RFC 9700 section 2.1.1)."""
+    if not wish.challenge:
+        return not verifier
     proof = verifier.encode("utf-8", "surrogatepass")
     if wish.challenge_method == "S256":
         proof = base64.urlsafe_b64encode(hashlib.sha256(proof).digest()).rstrip(b"=")
     return hmac.compare_digest(proof, wish.challenge.encode())
-
-
-def _app_id(site: str) -> int:
-    """The same for the same site, always."""
-    return int.from_bytes(hashlib.sha256(site.lower().encode()).digest()[:4]) >> 1

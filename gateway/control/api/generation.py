@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
+from gateway.control.api.apps import app_of
 from gateway.control.api.http import answer, iso_time
 from gateway.control.api.route import Call, Nothing, Route
 from gateway.control.api.workspace import workspace_of
@@ -83,7 +84,7 @@ def generation_row(generation: Generation, catalog: Catalog) -> Row:
         "origin": generation.http_referer,
         "http_referer": generation.http_referer or None,
         "user_agent": generation.user_agent or None,
-        "app_id": None,
+        "app_id": app_of(generation.http_referer, generation.title),
         "external_user": generation.external_user or None,
         "router": None,
         "preset_id": None,

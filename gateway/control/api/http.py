@@ -12,42 +12,75 @@ import msgspec
 import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from multidict import MultiMapping
 
 from gateway.domain.errors import BadRequest, BodyTooLarge, Bug, GatewayError, MethodNotAllowed, NotFound, OurFault, envelope
 from gateway.log import Log, exception_fields
+from gateway.wire.envelope import MEMBERS_MAX, repeats_key
 
 T = TypeVar("T")
+QueryT = TypeVar("QueryT", bound=msgspec.Struct)
 
-_AT = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
+_PLACE = re.compile(r"(.*) - at `\$\.?([^`]*)`", re.DOTALL)  # the last one: what comes before it may be a caller's text
+_NAME = re.compile("[A-Za-z0-9_]{1,64}")  # of a field that nobody knows; a key is no name
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 async def decoded(request: web.Request, kind: type[T]) -> T:
-    """The request's JSON body as a struct. Raises BadRequest with the place of the first fault."""
+    """The request's JSON body as a struct. Raises BadRequest with the place of the first fault, and none of the caller's values."""
+    body = await request.read()
     try:
-        return msgspec.json.decode(await request.read(), type=kind)
+        value = msgspec.json.decode(body, type=kind)
+        fields = _fields_decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise BadRequest(_fault(error, "the body")) from None
+        raise BadRequest(_fault(error, kind, "the body")) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadRequest("the body is not JSON") from None
+    if len(fields) > MEMBERS_MAX:  # to look through them takes time that is everybody's
+        raise BadRequest(f"the body has more than {MEMBERS_MAX} keys")
+    if repeats_key(body, fields):  # another reader, such as a proxy that inspects bodies, might have taken the other one
+        raise BadRequest("the body repeats a key")
+    return value
 
 
-def queried(query: Mapping[str, str], kind: type[T]) -> T:
+def queried(query: MultiMapping[str], kind: type[QueryT]) -> QueryT:
     """A query as a struct, its texts as what they say. Raises BadRequest with the first parameter at fault."""
     try:
-        return msgspec.convert(dict(query), kind, strict=False)
+        value = msgspec.convert(dict(query), kind, strict=False)
     except msgspec.ValidationError as error:
-        raise BadRequest(_fault(error, "the query")) from None
+        raise BadRequest(_fault(error, kind, "the query")) from None
+    for field in msgspec.structs.fields(kind):
+        if len(query.getall(field.encode_name, ())) > 1:
+            raise BadRequest(f"{field.encode_name}: is given more than once")
+    return value
 
 
-def _fault(error: msgspec.ValidationError, whole: str) -> str:
+def _fault(error: msgspec.ValidationError, kind: type, whole: str) -> str:
     """The field first, then what is wrong with it."""
-    found = _AT.fullmatch(str(error))
-    assert found is not None
-    text, place = found[1].replace("`", ""), found[2]
-    missing = re.fullmatch("Object missing required field (.+)", text)
-    if missing:
+    text, place = str(error), ""
+    if (found := _PLACE.fullmatch(text)) is not None:
+        text, place = found[1], found[2]
+    text = text.replace("`", "")
+    if (missing := re.fullmatch("Object missing required field (.+)", text)) is not None:
         return f"{'.'.join(filter(None, (place, missing[1])))}: is required"
+    if text.startswith("Invalid enum value"):
+        text = f"must be one of {_allowed(kind, place)}"
+    elif text.startswith("Object contains unknown field "):
+        name = text.rpartition(" ")[2]
+        text = f"has a field {name} that is not known" if _NAME.fullmatch(name) else "has a field that is not known"
+        return f"{place or whole} {text}"
     return f"{place}: {text}" if place else f"{whole} does not fit: {text}"
+
+
+def _allowed(kind: type, place: str) -> str:
+    """The words that a field of a struct may have."""
+    struct = msgspec.inspect.type_info(kind)
+    assert isinstance(struct, msgspec.inspect.StructType)
+    for field in struct.fields:
+        if field.encode_name == place:
+            types = field.type.types if isinstance(field.type, msgspec.inspect.UnionType) else (field.type,)
+            return ", ".join(str(word) for each in types if isinstance(each, msgspec.inspect.LiteralType) for word in each.values)
+    return "the words that are documented"
 
 
 def iso_time(unix_ms: int) -> str:

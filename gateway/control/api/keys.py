@@ -19,6 +19,7 @@ from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
 from gateway.control.administration import NAME_MAX, printable_text
+from gateway.control.api.attempts import Attempts
 from gateway.control.api.auth import Authentication
 from gateway.control.api.fields import Moment, Name, Usd, expiry_s, require_own_workspace, usd_nanos
 from gateway.control.api.http import answer
@@ -27,11 +28,13 @@ from gateway.control.api.route import Access, Call, Nothing, Route
 from gateway.control.store import Key, KeyUsage, Store
 from gateway.control.store.management import Creation, KeyChange
 from gateway.domain import resources
-from gateway.domain.errors import BadRequest, Conflict, NotFound
+from gateway.domain.errors import BadRequest, Conflict, Forbidden, NotFound
 from gateway.domain.keys import PREFIX, KeyRecord, digest, label, new_secret
 from gateway.domain.resources import LimitReset
 
 PAGE = 100  # of the contract
+KEYS_MAX = 10_000  # of one class in one account, which anybody may open
+CREATIONS_PER_MINUTE = 600  # whoever makes and deletes them in turn leaves rows behind as well
 _DIGEST = re.compile("[0-9a-f]{64}")  # what may be a key's hash at all; the rest need not trouble the store
 _IDEMPOTENCY_KEY = re.compile("[!-~]{1,255}")
 
@@ -104,6 +107,7 @@ class KeysApi:
         self._on_key_changed = on_key_changed
         self._on_limit_changed = on_limit_changed
         self._now = now
+        self._creations = Attempts(most=CREATIONS_PER_MINUTE, window_s=60.0, now=time.monotonic)
 
     def routes(self) -> list[Route]:
         path, one, access = self._path, self._path + "/{hash}", self._access
@@ -144,6 +148,8 @@ class KeysApi:
         return answer(KeyAnswer(await self._row(await self._owned(call))))
 
     async def create_key(self, call: Call[Nothing, NewKeyBody]) -> web.Response:
+        self._creations.take(call.caller.account_id)
+        await require_room_for_key(self._store, call.caller.account_id, management=self._management)
         token = call.request.headers.get("Idempotency-Key")
         if token is None:
             secret = new_secret()
@@ -253,6 +259,14 @@ class KeysApi:
     async def _rows(self, keys: list[Key]) -> list[KeyRow]:
         usage = await self._store.usage_of_keys([key.digest for key in keys], self._now())
         return [key_list_row(key, *usage.get(key.digest, (KeyUsage(), None))) for key in keys]
+
+
+async def require_room_for_key(store: Store, account_id: str, *, management: bool = False) -> None:
+    """Raises Forbidden where the account has as many keys as one may have; a few more may be made at the same moment."""
+    if await store.page_of_keys(
+        account_id, management=management, include_disabled=True, expired_by_s=-1, offset=KEYS_MAX - 1, limit=1
+    ):  # fmt: skip
+        raise Forbidden(f"An account may have {KEYS_MAX:,} keys; delete some that are not needed any more")
 
 
 def _derived(secret: bytes, salt: bytes) -> str:

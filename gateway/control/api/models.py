@@ -1,8 +1,10 @@
 """The public catalog: /models, /models/count, one model, its endpoints, the providers. Readable without a key.
 
+OpenAI's clients ask for one model at `/models/<name>`, its slash escaped or not, where OpenRouter has nothing: they get the row
+with OpenAI's own members beside it, and no `data` around it.
+
 Rows are rendered once per catalog, and once per set of rules that accounts have; a request only picks among them. Filters by
-what no catalog says (category, distillable, benchmarks) are ignored as unknown parameters are, and orders by them leave the
-catalog's own order.
+what no catalog says (category, benchmarks) are ignored as unknown parameters are, and orders by them leave the catalog's own order.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from aiohttp import web
 from msgspec import UNSET
 
 from gateway.control.api.http import answer
+from gateway.control.api.model_orders import ModelOrders
 from gateway.control.api.model_rows import (
     cheapest,
     endpoint_row,
@@ -30,6 +33,7 @@ from gateway.control.api.models_feed import CONTENT_TYPE, feed
 from gateway.control.api.models_query import CountQuery, ModelsQuery, words
 from gateway.control.api.route import Call, Nothing, Route
 from gateway.control.catalog_source import CatalogSource
+from gateway.control.store.management import ModelUse
 from gateway.domain.catalog import Catalog, Model, Provider
 from gateway.domain.errors import BadRequest, NotFound
 from gateway.domain.money import parse_usd
@@ -40,7 +44,7 @@ from gateway.routing.fleet import UNSEEN, Shown
 LIMIT_DEFAULT = 500
 DAY_S = 86_400
 RULES_MAX = 32  # sets of rules whose rows are kept
-DYNAMIC_VARIANTS = (":nitro", ":floor", ":exacto", ":online")  # name a way of routing, not a model of their own
+DYNAMIC_VARIANTS = (":nitro", ":floor", ":exacto")  # name a way of routing, not a model of their own
 
 
 class _Listed(msgspec.Struct, frozen=True):
@@ -58,7 +62,8 @@ Keep = Callable[[_Listed], bool]
 
 class ModelsApi:
     """Handlers over the catalog in force. `rules` are those of an account, by its id; `now` is unix time; `public_url` is where
-    pages are, "" where nobody knows; `shown` says what is known of an endpoint, by its id.
+    pages are, "" where nobody knows; `shown` says what is known of an endpoint, by its id; `used` what was asked of each model from a
+    UTC day on.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class ModelsApi:
         rules: Callable[[str], Awaitable[AccountRules]],
         public_url: str = "",
         shown: Callable[[str], Shown] = lambda endpoint_id: UNSEEN,
+        used: Callable[[str], Awaitable[Mapping[str, ModelUse]]],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._catalogs = catalogs
@@ -75,6 +81,7 @@ class ModelsApi:
         self._public_url = public_url.rstrip("/")
         self._shown = shown
         self._now = now
+        self._orders = ModelOrders(shown=shown, used=used, now=now)
         self._listed: list[_Listed] = []
         self._listed_by_rules: dict[AccountRules, list[_Listed]] = {}
         self._listed_of: Catalog | None = None
@@ -98,6 +105,10 @@ class ModelsApi:
                 summary="All embedding models",
             ),
             Route(method="GET", path="/model/{author}/{slug}", access="public", handler=self.get_model, summary="One model"),
+            *(
+                Route(method="GET", path=path, access="public", handler=self.retrieve_model, summary="One model, for OpenAI's clients")
+                for path in ("/models/{model}", "/models/{author}/{slug}")
+            ),
             Route(
                 method="GET", path="/models/{author}/{slug}/endpoints", access="public", handler=self.list_endpoints,
                 summary="A model's endpoints",
@@ -110,7 +121,7 @@ class ModelsApi:
         ]  # fmt: skip
 
     async def list_models(self, call: Call[ModelsQuery, Nothing]) -> web.Response:
-        found = self._matching(call.query)
+        found = await self._sorted(call.query, self._matching(call.query))
         if "true" in (call.query.use_rss, call.query.use_rss_chat_links):
             models = [listed.model for listed in found]
             text = feed(models, public_url=self._public_url, to_chat=call.query.use_rss_chat_links == "true")
@@ -120,16 +131,21 @@ class ModelsApi:
     async def list_models_of_account(self, call: Call[ModelsQuery, Nothing]) -> web.Response:
         """A model whose every endpoint is against the account's rules is not there; the others at the price of what is left."""
         rules = await self._rules(call.caller.account_id)
-        return _page(call, call.query, self._matching(call.query, self._rows_within(rules)))
+        return _page(call, call.query, await self._sorted(call.query, self._matching(call.query, self._rows_within(rules))))
 
     async def list_embedding_models(self, call: Call[ModelsQuery, Nothing]) -> web.Response:
-        return _page(call, call.query, self._matching(msgspec.structs.replace(call.query, output_modalities="embeddings")))
+        found = self._matching(msgspec.structs.replace(call.query, output_modalities="embeddings"))
+        return _page(call, call.query, await self._sorted(call.query, found))
 
     async def count_models(self, call: Call[CountQuery, Nothing]) -> web.Response:
         return answer({"data": {"count": len(self._matching(ModelsQuery(output_modalities=call.query.output_modalities)))}})
 
     async def get_model(self, call: Call[Nothing, Nothing]) -> web.Response:
         return answer({"data": model_row(self._named(call.request))})
+
+    async def retrieve_model(self, call: Call[Nothing, Nothing]) -> web.Response:
+        model = self._named(call.request)
+        return answer({**model_row(model), "object": "model", "owned_by": model.id.partition("/")[0]})
 
     async def list_endpoints(self, call: Call[Nothing, Nothing]) -> web.Response:
         return answer({"data": model_endpoints_row(self._named(call.request), self._catalogs.catalog, self._shown)})
@@ -148,7 +164,8 @@ class ModelsApi:
         return answer({"data": [provider_row(provider) for provider in self._catalogs.catalog.providers.values()]})
 
     def _named(self, request: web.Request) -> Model:
-        name = f"{request.match_info['author']}/{request.match_info['slug']}"
+        parts = request.match_info
+        name = parts["model"] if "model" in parts else f"{parts['author']}/{parts['slug']}"
         catalog = self._catalogs.catalog
         model = catalog.find(name)
         while model is None and name.endswith(DYNAMIC_VARIANTS):
@@ -160,9 +177,13 @@ class ModelsApi:
 
     def _matching(self, query: ModelsQuery, rows: Iterable[_Listed] | None = None) -> list[_Listed]:
         keeps = [*_filters(query), *_age_filters(query, int(self._now())), *_price_filters(query)]
-        found = [listed for listed in (self._rows() if rows is None else rows) if all(keep(listed) for keep in keeps)]
+        return [listed for listed in (self._rows() if rows is None else rows) if all(keep(listed) for keep in keeps)]
+
+    async def _sorted(self, query: ModelsQuery, found: list[_Listed]) -> list[_Listed]:
         if (order := _ORDERS.get(query.sort)) is not None:
             found.sort(key=order)
+        elif (by_use := await self._orders.of(query.sort, self._catalogs.catalog.models.values())) is not None:
+            found.sort(key=lambda listed: by_use(listed.model))
         return found
 
     def _rows(self) -> list[_Listed]:
@@ -232,6 +253,8 @@ def _filters(query: ModelsQuery) -> list[Keep]:
         keeps.append(lambda listed: not providers.isdisjoint(listed.providers))
     if family := query.arch.strip().lower():
         keeps.append(lambda listed: listed.model.tokenizer.lower() == family)
+    if query.distillable is not UNSET:
+        keeps.append(lambda listed: listed.model.distillable == (query.distillable == "true"))
     if query.zdr == "true":
         keeps.append(lambda listed: listed.zdr)
     if (region := query.region) is not UNSET:

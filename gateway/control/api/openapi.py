@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the table of routes and the very structs that requests are decoded into."""
+"""The OpenAPI document, made from the table of routes and the very structs that requests are decoded into, inference included."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import msgspec
 from gateway import __version__
 from gateway.control.api.route import API_BASES, Access, Nothing, Route
 from gateway.domain.sessions import COOKIE, CSRF_HEADER
+from gateway.routing.wishes import Wishes
+from gateway.wire.envelope import RequestFields
 
 Document = dict[str, Any]
 
@@ -48,7 +50,7 @@ _ERROR: Document = {
     },
 }
 _FAILURE = {"description": "An error", "content": {"application/json": {"schema": {"$ref": _REF.format(name="Error")}}}}
-# Edges answer these, by the contract's own shapes; what they forward they do not know whole.
+# Edges answer these, by the contract's own shapes. What they forward they do not know whole: other fields go to the provider.
 _INFERENCE = (
     ("/chat/completions", "createChatCompletion", "Chat, streamed or not", "messages"),
     ("/completions", "createCompletion", "Legacy completion, streamed or not", "prompt"),
@@ -58,14 +60,18 @@ _INFERENCE = (
 def openapi(routes: Sequence[Route]) -> Document:
     """OpenAPI 3.1. Paths are below `servers`, except those of pages, which are no part of it."""
     api = [route for route in routes if route.bases == API_BASES]
-    structs = {kind for route in api for kind in (route.query, route.body, route.answer) if kind not in (None, Nothing)}
+    structs = {kind for route in api for kind in (route.query, route.body, route.answer) if kind not in (None, Nothing)} | {
+        RequestFields,
+        Wishes,
+    }
     _, components = msgspec.json.schema_components(sorted(structs, key=lambda kind: kind.__name__), ref_template=_REF)
     paths: dict[str, Document] = {}
     names: set[str] = set()
     for route in api:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, components, names)
+    fields = components.pop(RequestFields.__name__)
     for path, name, summary, required in _INFERENCE:
-        paths[path] = {"post": _inference(name, summary, required)}
+        paths[path] = {"post": _inference(name, summary, required, fields)}
     return {
         "openapi": "3.1.0",
         "info": {"title": "gateway", "version": __version__, "description": "One API in front of many model providers."},
@@ -116,13 +122,12 @@ def _query_parameters(route: Route, components: dict[str, Any]) -> Iterable[Docu
         yield {"name": name, "in": "query", "required": name in schema["required"], "schema": kind, **described}
 
 
-def _inference(name: str, summary: str, required: str) -> Document:
-    body = {
-        "type": "object",
-        "required": [required],
-        "properties": {"model": {"type": "string"}, "stream": {"type": "boolean"}},
-        "additionalProperties": True,
-    }
+def _inference(name: str, summary: str, required: str, fields: Document) -> Document:
+    """`fields` are those of all kinds; the prompt of the other kind is none of this one's."""
+    prompts = {prompt for _, _, _, prompt in _INFERENCE}
+    properties = {field: schema for field, schema in fields["properties"].items() if field == required or field not in prompts}
+    properties["provider"] = {"anyOf": [{"$ref": _REF.format(name=Wishes.__name__)}, {"type": "null"}], "default": None}
+    body = {"type": "object", "required": [required], "properties": properties, "additionalProperties": True}
     content = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
     return {
         "operationId": name,

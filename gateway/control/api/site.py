@@ -41,6 +41,10 @@ class SiteApi:
     def routes(self) -> list[Route]:
         return [
             Route(method="GET", path="/openapi.json", access="public", handler=self.get_openapi, bases=ROOT, summary="This API"),
+            Route(
+                method="GET", path="/openapi.yaml", access="public", handler=self.get_openapi_yaml, bases=ROOT,
+                summary="The same: all JSON is YAML",
+            ),
             Route(method="GET", path="/docs", access="public", handler=self.get_docs, bases=ROOT, summary="This API, for people"),
             Route(method="GET", path="/auth", access="public", handler=self.get_consent_page, bases=ROOT, summary="Consent to a key"),
             Route(method="GET", path="/pages/{name}", access="public", handler=self.get_file, bases=ROOT, summary="Scripts and styles"),
@@ -48,6 +52,9 @@ class SiteApi:
 
     async def get_openapi(self, call: Call[Nothing, Nothing]) -> web.Response:
         return web.Response(body=self._document, content_type="application/json")
+
+    async def get_openapi_yaml(self, call: Call[Nothing, Nothing]) -> web.Response:
+        return web.Response(body=self._document, content_type="application/yaml")
 
     async def get_docs(self, call: Call[Nothing, Nothing]) -> web.Response:
         return _page(self._docs, "text/html")

@@ -63,7 +63,9 @@ def public_routes(
         now=now,
     )
     routes = [
-        *ModelsApi(catalogs=catalogs, rules=store.rules, public_url=settings.server.public_url, shown=shown, now=now).routes(),
+        *ModelsApi(
+            catalogs=catalogs, rules=store.rules, public_url=settings.server.public_url, shown=shown, used=store.model_use, now=now
+        ).routes(),
         *KeyApi(store=store, limits=settings.limits, now=now).routes(),
         *keys("/keys", "management", management=False).routes(),
         # With a management key one could make more of them, or take them from others: for people alone.

@@ -90,6 +90,13 @@ class DailyUsage(msgspec.Struct, frozen=True):
     nanos: int
 
 
+class ModelUse(msgspec.Struct, frozen=True):
+    """What was asked of one model."""
+
+    requests: int
+    tokens: int  # prompt and completion
+
+
 class ManagementStore(Protocol):
     """The part of a store's contract that the management API stands on. All methods raise StoreUnavailable."""
 
@@ -143,6 +150,9 @@ class ManagementStore(Protocol):
 
     async def daily_usage(self, account_id: str, first_day: str, last_day: str, key_digests: Iterable[str] | None) -> list[DailyUsage]:
         """By day, model and endpoint, newest day first; days are included. None: of all keys, also those that are gone."""
+
+    async def model_use(self, first_day: str) -> dict[str, ModelUse]:
+        """Of all accounts by model, from this UTC day on; in steps, between which others read. Takes longer the more accounts there are."""
 
     async def delete_account(self, account_id: str, *, now_s: int, erase_until_s: int) -> tuple[list[str], list[str]]:
         """Forfeit the credit, remove keys, sessions and the address; the digests of its keys and of its sessions.

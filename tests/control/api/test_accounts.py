@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from gateway.control.api.accounts import ATTEMPTS_AT_ACCOUNT, CALLER_HEADER, SIGN_UPS_FROM_ADDRESS
+from gateway.control.api import hashing
+from gateway.control.api.accounts import ATTEMPTS_AT_ACCOUNT, CALLER_HEADER, SIGN_INS_AT_ACCOUNT, SIGN_UPS_FROM_ADDRESS
 from gateway.control.api.attempts import Attempts
 from gateway.control.erasure import Erasure
 from gateway.control.passwords import hash_password
@@ -318,3 +319,12 @@ async def test_AUT_09_sign_ups_are_throttled_by_what_one_caller_has_of_addresses
     statuses = [await sign_up(number) for number in range(1, SIGN_UPS_FROM_ADDRESS + 1)]
     assert set(statuses) == {400}
     assert await sign_up(99) == (429 if is_one else 400)
+
+
+async def test_sessions_are_opened_at_a_bounded_pace(premises: Premises, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing, "is_password", lambda password, stored: True)
+    for _ in range(SIGN_INS_AT_ACCOUNT):
+        await premises.browser()
+    async with premises.http.post(SESSION, json={"email": "ada@example.com", "password": PASSWORD}) as answer:
+        assert answer.status == 429 and int(answer.headers["Retry-After"]) > 0
+    await premises.browser("eve@example.com")

@@ -12,7 +12,10 @@ import pytest
 from openrouter import components
 
 from gateway.control.api.workspace import workspace_of
+from gateway.control.store.management import ModelUse
+from gateway.control.store.sqlite import management
 from gateway.domain.keys import digest
+from gateway.domain.usage import Usage
 from tests.control.api.premises import DAY, MODEL, NOW, Premises, spent
 
 ACTIVITY = "/api/v1/activity"
@@ -103,3 +106,26 @@ async def test_every_surface_tells_the_same_sum(premises: Premises) -> None:
         sum(Decimal(str(row["usage"])) for row in (await premises.ask("GET", "/api/v1/keys", premises.ada_management))["data"]),
     }
     assert told == {Decimal("0.0000123")}
+
+
+async def test_models_are_sorted_by_what_all_accounts_asked_of_them_in_a_week(premises: Premises, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(management, "ACCOUNTS_AT_ONCE", 1)
+    tiny = "acme/tiny:free"
+    few = Usage(prompt_tokens=1, completion_tokens=1)
+    week_ago, today = NOW - 7 * DAY, NOW
+    await premises.journal(
+        *(
+            spent(premises.eve, number, today, 0, account="user_eve", model=tiny, endpoint_id=f"{tiny}@south", usage=few)
+            for number in (1, 2, 3)
+        ),
+        spent(premises.ada, 4, today),
+        spent(premises.ada, 5, today - 6 * DAY),
+        *(spent(premises.ada, number, week_ago) for number in (6, 7, 8)),
+    )
+    assert await premises.store.model_use("2026-11-19") == {tiny: ModelUse(3, 6), MODEL: ModelUse(2, 24)}
+
+    async def order(sort: str) -> list[str]:
+        return [row["id"] for row in (await premises.ask("GET", f"/api/v1/models?sort={sort}"))["data"]]
+
+    assert await order("most-popular") == [tiny, MODEL]
+    assert await order("top-weekly") == [MODEL, tiny]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from openrouter import operations
 
+from gateway.control.api.consents import CODES_PER_MINUTE
 from gateway.domain.keys import digest
 from gateway.domain.money import NANOS_PER_USD
 from tests.control.api.premises import Premises
@@ -51,6 +52,15 @@ async def test_without_a_challenge_the_code_is_enough(premises: Premises) -> Non
     code = await consent(premises, callback_url="http://localhost:3000/cb")
     key = await premises.store.find_key(digest((await take(premises, code=code))["key"]))
     assert key is not None and key.name == "localhost:3000"
+
+
+async def test_a_verifier_whose_challenge_was_taken_off_on_the_way_takes_no_key(premises: Premises) -> None:
+    code = await consent(premises, callback_url=CALLBACK)
+    for method in ({}, {"code_challenge_method": "S256"}):
+        refused = await take(premises, 403, code=code, code_verifier=VERIFIER, **method)
+        assert refused["message"] == "Invalid code or code_verifier"
+    code = await consent(premises, callback_url=CALLBACK)
+    assert (await take(premises, code=code, code_verifier=""))["user_id"] == "user_ada"  # as clients without one send it
 
 
 async def test_a_signed_in_person_consents_and_a_headless_application_shows_a_challenge(premises: Premises) -> None:
@@ -118,3 +128,9 @@ async def test_the_page_holds_nothing_of_the_request_and_no_inline_script(premis
         async with premises.http.get(f"/pages/{name}") as answer:
             assert (answer.status, answer.content_type) == (200, kind)
     await premises.ask("GET", "/pages/..%2f__init__.py", None, 404)
+
+
+async def test_consents_are_given_at_a_persons_pace(premises: Premises) -> None:
+    for _ in range(CODES_PER_MINUTE):
+        await consent(premises, callback_url=CALLBACK)
+    assert (await consent(premises, 429, callback_url=CALLBACK))["metadata"]["error_type"] == "rate_limit_exceeded"

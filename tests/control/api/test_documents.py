@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from typing import Any
@@ -15,6 +16,8 @@ from gateway.control.api.models_feed import feed
 from gateway.control.api.openapi import openapi
 from gateway.control.api.route import API_BASES, Nothing
 from gateway.domain.catalog import Model
+from gateway.routing.wishes import Wishes
+from gateway.wire.envelope import RequestFields
 from tests.control.api.premises import Premises
 
 
@@ -47,6 +50,24 @@ async def test_every_field_that_is_decoded_is_told_and_every_reference_leads_som
     assert set(re.findall(r"#/components/schemas/(\w+)", str(said))) <= schemas.keys()
 
 
+async def test_inference_tells_every_field_that_it_looks_at_with_its_range(premises: Premises) -> None:
+    said = await document(premises)
+    for path, own, other in (("/chat/completions", "messages", "prompt"), ("/completions", "prompt", "messages")):
+        schema = said["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert schema["properties"].keys() == set(RequestFields.__struct_fields__) - {other}
+        assert (schema["required"], schema["additionalProperties"]) == ([own], True)
+        assert {"type": "number", "minimum": 0, "maximum": 2} in schema["properties"]["temperature"]["anyOf"]
+    assert said["components"]["schemas"]["Wishes"]["properties"].keys() == set(Wishes.__struct_fields__)
+    async with premises.http.get("/docs") as answer:
+        assert "<code>max_completion_tokens</code>" in await answer.text()
+
+
+async def test_the_document_is_yaml_as_well(premises: Premises) -> None:
+    async with premises.http.get("/openapi.yaml") as answer:
+        assert (answer.status, answer.content_type) == (200, "application/yaml")
+        assert json.loads(await answer.text()) == await document(premises)  # all JSON is YAML
+
+
 async def test_a_new_field_shows_up_by_itself(premises: Premises) -> None:
     [create] = [route for route in premises.routes if (route.method, route.path) == ("POST", "/keys")]
     grown = msgspec.defstruct("Grown", [("name", str), ("colour", str, "red")])
@@ -74,7 +95,7 @@ LOOK_ALIKES = (
 @pytest.mark.parametrize("name", LOOK_ALIKES)
 async def test_INP_06_names_match_exactly_or_not_at_all(premises: Premises, name: str) -> None:
     author, _, slug = name.partition("/")
-    for path in (f"model/{author}/{slug}", f"models/{author}/{slug}/endpoints"):
+    for path in (f"model/{author}/{slug}", f"models/{author}/{slug}", f"models/{author}/{slug}/endpoints"):
         url = premises.http.make_url(f"/api/v1/{'/'.join(quote(part, safe='/:') for part in path.split('/'))}")
         async with premises.http.session.get(URL(str(url), encoded=True)) as answer:
             assert answer.status == 404

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from openrouter import operations
 
+from gateway.control.api.keys import CREATIONS_PER_MINUTE, KEYS_MAX
 from gateway.control.api.workspace import workspace_of
 from gateway.domain.keys import digest, label
 from gateway.domain.money import NANOS_PER_USD
@@ -275,3 +276,28 @@ async def test_a_key_may_expire_in_the_last_second_that_there_is(premises: Premi
     assert made["data"]["expires_at"] == "9999-12-31T23:59:59.000Z"
     listed = (await premises.ask("GET", KEYS, premises.ada_management))["data"]
     assert made["data"]["hash"] in {row["hash"] for row in listed}
+
+
+async def test_an_account_has_so_many_keys_and_no_more(premises: Premises, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "gateway.db") as db:
+        rows = [(digest(str(number)), "user_ada", number % 2) for number in range(KEYS_MAX - 2)]  # the account has one already
+        db.executemany("INSERT INTO keys (digest, account_id, name, label, created_at_ms, disabled) VALUES (?, ?, 'x', 'x', 5, ?)", rows)
+    last = await create(premises)
+    assert "10,000" in (await create(premises, 403))["error"]["message"]
+    body = {"callback_url": "https://app.example/"}
+    await premises.ask("POST", "/api/v1/auth/keys/code", premises.ada_management, 403, json=body)
+    await premises.ask("POST", KEYS, premises.eve_management, 201, json={"name": "hers"})
+    await premises.ask("DELETE", f"{KEYS}/{last['data']['hash']}", premises.ada_management)
+    await create(premises)
+
+
+async def test_keys_are_made_at_a_bounded_pace(premises: Premises) -> None:
+    async def one(number: int) -> tuple[int, str | None]:
+        headers = {"Authorization": f"Bearer {premises.ada_management}"}
+        async with premises.http.post(KEYS, json={"name": f"n{number}"}, headers=headers) as answer:
+            return answer.status, answer.headers.get("Retry-After")
+
+    answers = [await one(number) for number in range(CREATIONS_PER_MINUTE + 3)]
+    assert [status for status, _ in answers].count(429) == 3
+    assert answers[-1][1] is not None and 1 <= int(answers[-1][1]) <= 60
+    await premises.ask("POST", KEYS, premises.eve_management, 201, json={"name": "hers"})

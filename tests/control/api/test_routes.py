@@ -13,8 +13,9 @@ import pytest
 
 from gateway.control.api.application import CORS
 from gateway.control.api.route import Access, Call, Nothing, Route
+from gateway.control.api.workspace import workspace_of
 from gateway.domain.keys import digest, new_secret
-from tests.control.api.premises import NOW, Browser, Premises, spent
+from tests.control.api.premises import DAY, NOW, Browser, Premises, spent
 
 OPEN = {"public", "visitor"}
 # Which credentials a class is for; all others are refused.
@@ -127,6 +128,62 @@ async def test_AUT_03_foreign_and_absent_objects_are_one_answer(premises: Premis
     assert filtered["data"] == []
     found = await premises.store.find_key(digest(premises.ada))
     assert found is not None and not found.disabled
+
+
+# Where a caller may name an object: the field, and what stands for one that is somebody else's and for one that never was.
+NAMED: dict[str, tuple[str, str]] = {
+    "hash": (digest("ada's"), digest("nobody's")),
+    "id": ("gen-1764031697-00000000000000000001", "gen-1764031697-00000000000000000009"),
+    "api_key_hash": (digest("ada's"), digest("nobody's")),
+    "user_id": ("user_ada", "user_none"),
+    "creator_user_id": ("user_ada", "user_none"),
+    "workspace_id": (workspace_of("user_ada"), workspace_of("user_none")),
+}
+REQUIRED: dict[str, Any] = {"name": "x", "disabled": True}  # so that nothing but the name of the object is at fault
+PUBLIC_NAMES = {"author", "slug", "model", "name"}  # of what is everybody's to see
+
+
+def naming(route: Route) -> set[str]:
+    """The fields in which this route takes the name of an object."""
+    path = {part[1:-1] for part in route.path.split("/") if part.startswith("{")}
+    assert path <= NAMED.keys() | PUBLIC_NAMES, route.path
+    fields = {field.name for kind in (route.query, route.body) for field in msgspec.structs.fields(kind)}
+    return (path | fields) & NAMED.keys()
+
+
+async def test_AUT_03_no_route_tells_a_foreign_name_from_one_that_never_was(premises: Premises) -> None:
+    for secret, management in (("ada's", False), ("ada's boss", True)):
+        await premises.store.create_key(premises.stored(secret, "user_ada", "x", management=management))
+    generation = spent("ada's", 1, NOW - DAY)
+    await premises.journal(generation)
+    assert NAMED["id"][0] == generation.id
+    before = await premises.store.page_of_keys(
+        "user_ada", management=False, include_disabled=True, expired_by_s=-1, offset=0, limit=100
+    )  # fmt: skip
+    eve = await premises.browser("eve@example.com")
+    asked = set()
+    for route in premises.routes:
+        for name in naming(route):
+            told = []
+            for value in NAMED[name] if not route.path.startswith("/management-keys/") else (digest("ada's boss"), digest("nobody's")):
+                path = route.bases[0] + route.path.replace(f"{{{name}}}", value)
+                query = {name: value} if name in route.query.__struct_fields__ else {}
+                fields = {field for field in REQUIRED if field in route.body.__struct_fields__}
+                body = {field: REQUIRED[field] for field in fields} | ({name: value} if name in route.body.__struct_fields__ else {})
+                sent: dict[str, Any] = {"params": query, **({"json": body} if route.body is not Nothing else {})}
+                headers = eve.headers if route.access != "key" else {"Authorization": f"Bearer {premises.eve}"}
+                if "{hash}" in path:  # of a key of hers, where it is not the hash that is tried
+                    path = path.replace("{hash}", digest(premises.eve))
+                async with premises.http.request(route.method, path, headers=headers, **sent) as answer:
+                    told.append((answer.status, await answer.text()))
+            assert told[0] == told[1] and told[0][0] < 500, f"{route.method} {route.path} {name}"
+            assert told[0][0] in (400, 404) or told[0] == (200, '{"data":[]}'), f"{route.method} {route.path} {name}: {told[0]}"
+            asked.add((route.method, route.path, name))
+    assert len(asked) >= 17
+    after = await premises.store.page_of_keys(
+        "user_ada", management=False, include_disabled=True, expired_by_s=-1, offset=0, limit=100
+    )  # fmt: skip
+    assert after == before and (await premises.store.generation(generation.id)) is not None
 
 
 PAYLOADS = ("'", "''--", "1;DROP TABLE keys", '" OR ""="', "%", "_", "\\", "${7*7}", "{{7*7}}", "\u2028", "\x00", "a" * 4000)

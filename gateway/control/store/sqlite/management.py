@@ -12,7 +12,17 @@ import aiosqlite
 import msgspec
 
 from gateway.control.store import GRANTS_BOOK, Account, Key, KeyUsage
-from gateway.control.store.management import FORFEIT_BOOK, GRANTED_NOTE, AuthCode, Creation, DailyUsage, KeyChange, KeyWish, Session
+from gateway.control.store.management import (
+    FORFEIT_BOOK,
+    GRANTED_NOTE,
+    AuthCode,
+    Creation,
+    DailyUsage,
+    KeyChange,
+    KeyWish,
+    ModelUse,
+    Session,
+)
 from gateway.control.store.sqlite import accounts, ledger
 from gateway.control.store.sqlite.database import listed, row_of
 from gateway.domain.errors import BadRequest
@@ -22,6 +32,7 @@ from gateway.domain.resources import window_start
 from gateway.domain.rules import AccountRules
 
 DAYS_AT_ONCE = 10  # other readers get in between
+ACCOUNTS_AT_ONCE = 200  # likewise: the busiest have a hundred sums a week
 CREATION_S = 86_400  # how long a creation may be repeated
 _wish_decoder = msgspec.msgpack.Decoder(KeyWish)
 _encoder = msgspec.msgpack.Encoder()
@@ -156,6 +167,17 @@ class SqliteManagement:
             found.extend(DailyUsage(*row) for row in rows)
         return found
 
+    async def model_use(self, first_day: str) -> dict[str, ModelUse]:
+        found: dict[str, ModelUse] = {}
+        last = ""
+        while accounts_read := await self._read(_SOME_ACCOUNTS, (last, ACCOUNTS_AT_ONCE)):
+            ids = [row[0] for row in accounts_read]
+            last = ids[-1]
+            for model, requests, tokens in await self._read(_MODEL_USE, (listed(ids), first_day)):
+                before = found.get(model, ModelUse(0, 0))
+                found[model] = ModelUse(before.requests + requests, before.tokens + tokens)
+        return found
+
     # Deleted accounts.
 
     async def delete_account(self, account_id: str, *, now_s: int, erase_until_s: int) -> tuple[list[str], list[str]]:
@@ -243,6 +265,11 @@ FROM json_each(?4) wanted
 _ACTIVITY = """
 SELECT day, model, endpoint_id, provider, requests, prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, nanos
 FROM activity_daily WHERE account_id = ? AND day BETWEEN ? AND ? ORDER BY 1 DESC, 2, 3, 4
+"""
+_SOME_ACCOUNTS = "SELECT id FROM accounts WHERE id > ? ORDER BY id LIMIT ?"
+_MODEL_USE = """
+SELECT model, SUM(requests), SUM(prompt_tokens + completion_tokens)
+FROM json_each(?) wanted CROSS JOIN activity_daily ON account_id = wanted.value AND day >= ? GROUP BY model
 """
 _DAY_OF_KEYS = """
 SELECT ? AS day, model, endpoint_id, provider, SUM(requests), SUM(prompt_tokens), SUM(completion_tokens), SUM(reasoning_tokens),
