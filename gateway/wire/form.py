@@ -54,7 +54,8 @@ class Form:
         head, their_id, their_model = data[:at], b'{"id":%b,' % chunk.id, b'"model":%b,' % chunk.model
         if (
             head.startswith(their_id)
-            and head.count(their_model) == 1
+            and their_model in head
+            and head.count(b'"id":') == head.count(b'"model":') == 1
             and b"{" not in head[1:]
             and b"[" not in head
             and chunk.usage is chunk.error is chunk.provider is UNSET

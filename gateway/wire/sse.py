@@ -145,7 +145,7 @@ class Splicer(Form):
         if len(lines) == 1 and lines[0].startswith(b"data: "):
             return self._data(lines[0][6:])
         said = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:") or line == b"data"]
-        others = b"".join([line + b"\n" for line in lines if line.startswith((b":", b"event:", b"id:", b"retry:"))])
+        others = b"".join([line + b"\n" for line in lines if line.startswith((b":", b"event:", b"id:", b"retry:")) and _is_text(line)])
         if not said:
             return others and others + b"\n"
         data = b"\n".join(said)
@@ -314,3 +314,12 @@ class Splicer(Form):
             if name not in OURS and name not in ("choices", "usage") and not is_left_out(name, raw):
                 members.append(_encode(name) + b":" + bytes(raw).replace(b"\n", b" "))
         return b"data: {" + b",".join(members) + b',"choices":[],"usage":' + usage + b"}\n\n"
+
+
+def _is_text(line: bytes) -> bool:
+    """Clients decode every line before they look at it, comments too."""
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
