@@ -25,7 +25,7 @@ Kind = Literal["chat", "text"]
 # Ours to act on, never a provider's to see.
 _GATEWAY_FIELDS = frozenset(
     "model models provider route plugins transforms preset usage session_id trace debug cache_control_ttl max_tool_calls "
-    "stop_server_tools_when image_config include_reasoning".split()
+    "stop_server_tools_when image_config include_reasoning service_tier".split()  # whose tiers have prices that no catalog entry has
 )
 # A provider that is itself a gateway would obey these: a caller must not steer where our credentials go.
 _STEERING_FIELDS = frozenset(
@@ -87,6 +87,7 @@ class _Known(msgspec.Struct, gc=False):
     repetition_penalty: _ZeroToTwo | None = None
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=1)] | None = None
+    best_of: Annotated[int, msgspec.Meta(ge=1, le=1)] | None = None
     stop: Annotated[str, msgspec.Meta(max_length=65536)] | Annotated[list[str], msgspec.Meta(max_length=16)] | None = None
     logprobs: bool | Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
@@ -113,6 +114,7 @@ _known_decoder = msgspec.json.Decoder(_Known)
 _string_encoder = msgspec.json.Encoder()
 # The name of a field that passes on, as it stands in a forwarded body.
 _NAMES = {name: b',"%b":' % name.encode() for name in (*_Known.__struct_fields__, "reasoning_effort", "verbosity") if name not in _DROPPED}
+_LOOKED_AT = frozenset(_NAMES) | _DROPPED  # what other fields say, a provider may write out into the prompt: `functions`, `documents`
 _LIMITS = (_NAMES["max_tokens"], _NAMES["max_completion_tokens"])
 _STREAM = b',"stream":true,"stream_options":{"include_usage":true}'
 _BARE_STREAM = b',"stream":true'
@@ -183,6 +185,8 @@ def parse(body: bytes, kind: Kind) -> Envelope:
         bytes_max += len(fields["tools"])
     if known.response_format is not None:
         bytes_max += len(fields["response_format"])
+    if not _LOOKED_AT.issuperset(fields):
+        bytes_max += sum([len(raw) for name, raw in fields.items() if name not in _LOOKED_AT])
     return Envelope(
         kind,
         model,
@@ -284,6 +288,8 @@ def _prompt(prompt: str | list[str | int | list[int]] | None, fields: dict[str, 
     """The same of a bare prompt. Raises BadRequest when there is none to speak of."""
     if prompt is None:
         raise BadRequest("messages is required: a list of at least one message" if kind == "chat" else "prompt is required")
+    if isinstance(prompt, list) and len(prompt) > 1 and set(map(type, prompt)) != {int}:
+        raise BadRequest("prompt: one a request; each further one would be an answer of its own, so send it in a request of its own")
     size = len(fields["prompt"])
     return _text_bytes(prompt) if isinstance(prompt, str) else size, size
 

@@ -243,7 +243,7 @@ def test_the_prompt_is_counted_in_bytes_of_text_and_data_urls_are_images(
 
 
 @pytest.mark.parametrize(
-    ("prompt", "text_bytes"), [(b'"hello"', 5), (b'"\\u00e9"', 2), (b'["ab","cd"]', 11), (b"[1,2,3]", 7), (b"[[1],[2]]", 9), (b'""', 0)]
+    ("prompt", "text_bytes"), [(b'"hello"', 5), (b'"\\u00e9"', 2), (b'["abcd"]', 8), (b"[1,2,3]", 7), (b"[[1,2]]", 7), (b'""', 0)]
 )
 def test_a_legacy_prompt_is_text_or_a_list(prompt: bytes, text_bytes: int) -> None:
     assert parse(b"{" + M + b',"prompt":' + prompt + b"}", "text").prompt_text_bytes == text_bytes
@@ -252,6 +252,24 @@ def test_a_legacy_prompt_is_text_or_a_list(prompt: bytes, text_bytes: int) -> No
 @pytest.mark.parametrize("prompt", [b"null", b"5", b"{}", b'[{"a":1}]', b"[1.5]", b"[null]"])
 def test_a_legacy_prompt_of_another_shape_is_refused(prompt: bytes) -> None:
     assert refusal(b"{" + M + b',"prompt":' + prompt + b"}", "text").startswith("prompt")
+
+
+@pytest.mark.parametrize("prompt", [b'["ab","cd"]', b"[[1],[2]]", b'["a",1]', b'["",""]'])
+def test_several_prompts_at_once_are_refused(prompt: bytes) -> None:
+    """Each is an answer of its own, as long as `max_tokens` allows, where credit is held for one."""
+    assert refusal(b"{" + M + b',"prompt":' + prompt + b"}", "text").startswith("prompt: one a request")
+
+
+def test_a_field_that_we_do_not_know_counts_as_prompt() -> None:
+    functions = b'[{"name":"f","description":"' + b"x" * 1000 + b'"}]'
+    plain, more = (parse(b"{" + M + b"," + MESSAGES + rest + b"}", "chat") for rest in (b"", b',"functions":' + functions))
+    assert more.prompt_bytes_max == plain.prompt_bytes_max + len(functions)
+    assert more.prompt_text_bytes == plain.prompt_text_bytes
+
+
+def test_a_tier_of_service_stays_here() -> None:
+    """Its price would be another than the one that is charged."""
+    assert b"service_tier" not in parse(b"{" + M + b"," + MESSAGES + b',"service_tier":"priority"}', "chat").body_for("m")
 
 
 def test_a_prompt_is_required() -> None:
