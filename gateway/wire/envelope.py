@@ -58,6 +58,12 @@ class Part(msgspec.Struct, frozen=True, gc=False):
 
     type: str
     text: str | None = None
+    # Only their size counts, as that of what is no text.
+    image_url: msgspec.Raw = msgspec.Raw()
+    input_audio: msgspec.Raw = msgspec.Raw()
+    file: msgspec.Raw = msgspec.Raw()
+    video_url: msgspec.Raw = msgspec.Raw()
+    input_video: msgspec.Raw = msgspec.Raw()
 
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -265,7 +271,7 @@ def _shared(fields: dict[str, msgspec.Raw], known: _Known) -> tuple[bytes | msgs
 
 def _said(messages: list[Message], raw: msgspec.Raw) -> tuple[int, int, int, frozenset[str]]:
     """Of a chat: bytes of text, the most tokens that any tokenizer makes of it, images, and what it has beside text."""
-    text_bytes = media = images = 0
+    text_bytes = media_more = images = 0  # tokens that media may be, beyond the bytes that stand for them
     kinds: set[str] = set()
     for message in messages:
         content = message.content
@@ -276,12 +282,13 @@ def _said(messages: list[Message], raw: msgspec.Raw) -> tuple[int, int, int, fro
                 if part.type == "text":
                     text_bytes += _text_bytes(part.text)
                 else:
-                    media += 1
+                    sizes = map(len, (part.image_url, part.input_audio, part.file, part.video_url, part.input_video))
+                    media_more += MEDIA_TOKENS_MAX - sum(sizes)
                     images += part.type == "image_url"
                     kinds.add(part.type)
     modalities = frozenset([_MODALITIES[kind] for kind in kinds if kind in _MODALITIES]) if kinds else _NO_NAMES
-    # Without media all of the JSON is text, names of tools and their arguments included.
-    return text_bytes, text_bytes + media * MEDIA_TOKENS_MAX if media else len(raw), images, modalities
+    # But for media all of the JSON is text, names of tools and their arguments included.
+    return text_bytes, len(raw) + media_more, images, modalities
 
 
 def _prompt(prompt: str | list[str | int | list[int]] | None, fields: dict[str, msgspec.Raw], kind: Kind) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.domain.errors import BadRequest
-from gateway.wire.envelope import parse
+from gateway.wire.envelope import MEDIA_TOKENS_MAX, parse
 from tests.decisions.bodies import MESSAGES, PLAIN, M, body_with, loads, refusal, sent
 from tests.timing import again_if_untimely, in_time
 
@@ -240,6 +240,26 @@ def test_the_prompt_is_counted_in_bytes_of_text_and_data_urls_are_images(
     for ascii_only in (True, False):
         envelope = parse(json.dumps({"model": "a/b", "messages": messages}, ensure_ascii=ascii_only).encode(), "chat")
         assert (envelope.prompt_text_bytes, envelope.images, envelope.messages) == (text_bytes, images, len(messages))
+
+
+TEXT = "x" * 1000
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        [{"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": TEXT}}]}],
+        [{"role": "assistant", "content": "", "reasoning_content": TEXT}],
+        [{"role": "user", "content": "", "name": TEXT}],
+        [{"role": "user", "content": [{"type": "input_text", "text": TEXT}]}],
+        [{"role": "user", "content": [{"type": "thinking", "thinking": TEXT}]}],
+    ],
+)
+def test_an_image_hides_no_text_from_the_hold(beside: list[dict[str, Any]]) -> None:
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE}}]}
+    alone, together = (parse(json.dumps({"model": "a/b", "messages": each}).encode(), "chat") for each in ([image], [image, *beside]))
+    assert alone.prompt_bytes_max < MEDIA_TOKENS_MAX + 200
+    assert together.prompt_bytes_max >= alone.prompt_bytes_max + len(TEXT)
 
 
 @pytest.mark.parametrize(
