@@ -218,7 +218,8 @@ class Edge:
         self._report.catalog_changed(catalog)
 
     def _on_lost(self) -> None:
-        self._log.warning("control_lost")
+        if not self._stopping.is_set():  # at the end it is we who leave
+            self._log.warning("control_lost")
         self._admission.on_lost()
 
     def _observed(self) -> Observed | None:
