@@ -366,3 +366,15 @@ def test_a_name_that_stands_twice_is_ours_all_the_same(member: str) -> None:
     for event in parsed(sent):
         (told,) = [value for name, value in json.loads(event.data, object_pairs_hook=list) if name == member]
         assert told in (GENERATION, MODEL)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"type":"ping"}', "{}", '{"id":"x","model":"m","choices":null}', '{"prompt_progress":{"total":9},"usage":null}']
+)
+def test_an_event_without_choices_has_an_empty_list_of_them(line: str) -> None:
+    """Clients look into `choices` of every event without asking whether it is there."""
+    first, *rest = OPENAI.lines
+    sent, splicer = spliced([stream_of([line, first, line, *rest])])
+    chunks = [json.loads(event.data) for event in parsed(sent)]
+    assert [chunk["choices"] for chunk in chunks[:3:2]] == [[], []]
+    assert splicer.content_events == 2 and splicer.done
