@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from gateway.domain.errors import GatewayError, MethodNotAllowed, Overloaded
+from gateway.edge.bodies import bodies_of
 from gateway.edge.caller import LINGER_S, CallerConnection
 from gateway.edge.door import DRAIN_IDLE_S, Exchange
 from gateway.edge.exchange import InferenceExchange
@@ -71,7 +72,7 @@ class _Immediate:
 class EdgeServer:
     """Owns the listening socket and all caller connections."""
 
-    def __init__(self, *, settings: Server, parts: Parts, control: Pool, log: Log, hedging: Hedging | None = None) -> None:
+    def __init__(self, *, settings: Server, parts: Parts, control: Pool, log: Log, hedging: Hedging | None = None, edges: int = 1) -> None:
         self._settings = settings
         self._parts = parts
         self._open_inference: Callable[[CallerConnection, RequestHead, Kind], InferenceExchange] = (
@@ -79,6 +80,7 @@ class EdgeServer:
         )
         self._control = control
         self._log = log
+        self.bodies = bodies_of(settings, edges)
         self._callers: set[CallerConnection] = set()
         self._server: asyncio.Server | None = None
         self._closed = asyncio.Event()
