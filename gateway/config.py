@@ -98,6 +98,10 @@ def _settings(path: Path, environ: Mapping[str, str], findings: Findings, *, pla
     if document is None:
         return None, ()
     overridden = _override(document, environ, findings)
+    for name, table in document.items():
+        if isinstance(table, dict) and "catalog" in table:  # TOML has no way back to the top level
+            findings.error(Place(str(path), f"{name}.catalog"), "belongs to the top level: move it above the first [table]")
+            document = {**document, name: {key: value for key, value in table.items() if key != "catalog"}, "catalog": table["catalog"]}
     settings = read(Settings, document, Place(str(path)), findings)
     folder = path.absolute().parent
     if settings is not None:  # also after errors: what could be read is checked, so that one run tells all
@@ -120,7 +124,7 @@ def _settings(path: Path, environ: Mapping[str, str], findings: Findings, *, pla
 
 def _toml(path: Path, findings: Findings) -> dict[str, Any] | None:
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # some editors on Windows put a byte order mark first
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"line \d+", str(error))
         findings.error(Place(str(path), line[0] if line else "end of file"), f"not TOML: {error}")

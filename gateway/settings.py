@@ -37,6 +37,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tls_key: str = ""
     runtime_dir: str = ""
     body_bytes_max: Bytes = 26_214_400
+    bodies_bytes_max: Count = 0
     request_head_s: Seconds = 10.0
     request_body_s: Seconds = 60.0
     client_idle_s: Seconds = 620.0

@@ -60,6 +60,7 @@ HTTP_STOP_S = 2.0  # for requests under way when asked to stop
 BACKLOG = 4096  # a full one refuses edges at once, and their callers with them; the kernel lowers it to net.core.somaxconn
 KEEPALIVE_S = 3600.0  # edges decide how long their connections to us live
 TELEMETRY_FILE = "telemetry.msgpack"
+SOCKETS_S = 1.0  # between looks whether they are still there
 
 
 class Control:
@@ -196,6 +197,18 @@ class Control:
         await link.start()
         await parts.enter_async_context(_listening(public, self._runtime.socket(PUBLIC)))
         await parts.enter_async_context(_listening(admin.application(), self._runtime.socket(ADMIN)))
+        await parts.enter_async_context(_running(self._watch_sockets(), "sockets"))
+
+    async def _watch_sockets(self) -> None:
+        """Somebody may clear the runtime directory away. Nobody finds us then any more: the next control makes it anew."""
+        while all((self._runtime.path / name).exists() for name in (LINK, PUBLIC, ADMIN)):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SOCKETS_S):
+                    await self._stop_asked.wait()
+                    return
+        self._log.error("sockets_lost", reason=f"{self._runtime.path} ([server] runtime_dir) was removed or emptied; control starts again")
+        self._runtime.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._stop_asked.set()
 
     def _bookkeeper(self, store: Store, desk: LeaseDesk, link: LinkServer, telemetry: Telemetry) -> Bookkeeper:
         for reason in get_args(RefusalReason):

@@ -176,7 +176,10 @@ class Bookkeeper:
 
     def _failed(self, error: Exception) -> None:
         if not self._failing or not isinstance(error, (StoreUnavailable, OSError)):
-            self._log.error("bookkeeping_failed", reason=str(error)[:200], **exception_fields(error.__cause__ or error))
+            cause = error.__cause__ or error
+            kind = getattr(cause, "sqlite_errorname", "")  # SQLITE_FULL, SQLITE_BUSY, SQLITE_IOERR_WRITE: what an operator can act on
+            reason = str(error)[:200] + (f" ({kind})" if kind else "")
+            self._log.error("bookkeeping_failed", reason=reason, **exception_fields(cause))
         self._failing = True
 
     def _has_read(self, files: Iterable[JournalFile]) -> bool:

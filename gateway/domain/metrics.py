@@ -51,6 +51,7 @@ METRICS: dict[str, Metric] = {
             is_mean=True,
         ),
         Metric("gateway_connections", "gauge", "Open caller connections."),
+        Metric("gateway_body_bytes", "gauge", "Bytes of request bodies held that came in pieces; `bodies_bytes_max` is the most."),
         Metric("gateway_upstream_connections_total", "counter", "Provider connections opened.", ("provider",)),
         Metric(
             "gateway_dropped_events_total",

@@ -89,6 +89,7 @@ class Edge:
             control=self._control,
             log=log,
             hedging=hedging_of(routing.hedge_percent, self._telemetry),
+            edges=args.workers,
         )
         self._running = self._make_running()
         self._pulse = self._make_pulse()
@@ -196,6 +197,7 @@ class Edge:
         self._dropped = self._telemetry.counter("gateway_log_dropped_total", "edge")
         self._content_dropped = self._telemetry.counter("gateway_content_dropped_total", "edge")
         self._telemetry.gauge("gateway_connections", lambda: {(): self._server.connections})
+        self._telemetry.gauge("gateway_body_bytes", lambda: {(): self._server.bodies.held})
         self._telemetry.gauge("gateway_inflight_requests", lambda: {(): self._server.inflight})
         self._telemetry.gauge("gateway_inflight_attempts", self._providers.calls)
         self._telemetry.gauge("gateway_tasks", lambda: {("edge",): len(asyncio.all_tasks())})
@@ -218,7 +220,8 @@ class Edge:
         self._report.catalog_changed(catalog)
 
     def _on_lost(self) -> None:
-        self._log.warning("control_lost")
+        if not self._stopping.is_set():  # at the end it is we who leave
+            self._log.warning("control_lost")
         self._admission.on_lost()
 
     def _observed(self) -> Observed | None:

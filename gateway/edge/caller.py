@@ -11,7 +11,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterable
 
-from gateway.domain.errors import BadRequest, BodyTooLarge, CallerTimeout, GatewayError, HeadersTooLarge, UriTooLong, envelope
+from gateway.domain.errors import BadRequest, BodyTooLarge, CallerTimeout, GatewayError, HeadersTooLarge, Overloaded, UriTooLong, envelope
 from gateway.edge.deadline import Deadline
 from gateway.edge.door import DRAIN_IDLE_S, Door, Exchange
 from gateway.edge.heads import HEAD_BYTES_MAX, LINE_BYTES_MAX, HeadReader, RequestHead, body_length, may_be_head
@@ -31,8 +31,8 @@ class CallerConnection(asyncio.Protocol):
     """Reads requests one by one and writes their answers."""
 
     __slots__ = (
-        "_ahead", "_between", "_body", "_body_bytes", "_buffer", "_chunked_out", "_dechunker", "_door", "_eof", "_exchange",
-        "_head_only", "_heads", "_http11", "_keep_alive", "_left", "_lingered", "_loop", "_reading_body",
+        "_ahead", "_between", "_body", "_body_bytes", "_body_max", "_buffer", "_chunked_out", "_dechunker", "_door", "_eof", "_exchange",
+        "_head_only", "_heads", "_held", "_http11", "_keep_alive", "_left", "_lingered", "_loop", "_reading_body",
         "_scanned", "_settings", "_transport", "_writes", "deadline", "peer",
     )  # fmt: skip
 
@@ -52,6 +52,8 @@ class CallerConnection(asyncio.Protocol):
         self._reading_body = False
         self._body: list[bytes] = []
         self._body_bytes = 0
+        self._body_max = settings.body_bytes_max
+        self._held = 0  # bytes of a body in pieces, until its request is answered
         self._left = 0
         self._dechunker: Dechunker | None = None
         self._keep_alive = True
@@ -107,6 +109,7 @@ class CallerConnection(asyncio.Protocol):
         self.deadline.close()
         if self._writes is not None:
             self._writes.close()
+        self._let_body_go()
         self._door.on_closed(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -169,6 +172,9 @@ class CallerConnection(asyncio.Protocol):
         self.deadline.clear()
         self._between = False
         exchange = self._exchange = self._door.open_exchange(self, head)
+        if self._left > self._body_max:
+            self._refuse_size()
+            return
         if not self._reading_body:
             if rest:
                 self._ahead += rest
@@ -201,6 +207,7 @@ class CallerConnection(asyncio.Protocol):
         length = body_length(head, self._settings.body_bytes_max)
         self._dechunker = Dechunker() if length == CHUNKED else None
         self._left = max(0, length)
+        self._body_max = self._settings.body_bytes_max
         self._body_bytes = 0
         self._reading_body = length != 0
         self._keep_alive = head.keep_alive
@@ -222,12 +229,16 @@ class CallerConnection(asyncio.Protocol):
                 self._refuse(BadRequest("the body's chunks are malformed"))
                 return
             ended, rest = dechunker.done, dechunker.rest
-            if self._body_bytes + len(data) > self._settings.body_bytes_max:
-                self._refuse(BodyTooLarge(f"the body is larger than {self._settings.body_bytes_max} bytes"))
+            if self._body_bytes + len(data) > self._body_max:
+                self._refuse_size()
                 return
         self._body_bytes += len(data)
         self._body.append(data)
         if not ended:
+            if self._door.bodies.take(len(data)):
+                self._held += len(data)
+            else:
+                self._refuse(Overloaded("too many large requests are under way; try again shortly", retry_after_s=1.0))
             return
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()
@@ -238,9 +249,20 @@ class CallerConnection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.on_body(body)
 
+    def limit_body(self, bytes_max: int) -> None:
+        """For the exchange that is being opened: what it takes of a body at most."""
+        self._body_max = min(self._body_max, bytes_max)
+
+    def _let_body_go(self) -> None:
+        self._body.clear()  # whose end will not come: a connection is a cycle, which the collector may find much later
+        self._door.bodies.give_back(self._held)
+        self._held = 0
+
     def _next_request(self) -> None:
         """The answer is complete; go on with what the caller sent meanwhile."""
         self._exchange = None
+        if self._held:
+            self._let_body_go()
         if self._transport is None:
             return
         ending = not self._keep_alive or self._eof
@@ -376,6 +398,9 @@ class CallerConnection(asyncio.Protocol):
         body = envelope(error)
         self._write(answer_head(error.http_status, len(body), (), "application/json", close=True) + body)
         self._linger()
+
+    def _refuse_size(self) -> None:
+        self._refuse(BodyTooLarge(f"the body is larger than {self._body_max} bytes"))
 
     def _linger(self) -> None:
         """Closing while the caller still sends would reset the connection and lose the answer on its way."""

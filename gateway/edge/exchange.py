@@ -388,6 +388,9 @@ class InferenceExchange:
         """Stop the provider where it still works, and settle; only then may the last byte go."""
         self.finished = True
         self.status, self.error = status, error
+        if error is not None:
+            # The frames it came through hold the body, and this exchange: 25 MiB for each refusal, until the collector comes.
+            error.__traceback__ = error.__context__ = None
         if self._caller is not None:
             self._deadline.clear()
         else:

@@ -14,6 +14,7 @@ from gateway.wire.forwarded import CallerOrigin
 from gateway.wire.framing import FramingError, content_length
 
 CONNECT_S = 2.0
+BODY_BYTES_MAX = 1 << 20  # what control takes: who is not asked for a key yet is not to fill our memory
 # Of one connection only (RFC 9110 section 7.6.1), or ours to set.
 _HOP_BY_HOP = frozenset(
     "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade expect "
@@ -43,6 +44,7 @@ class Passage(CallListener):
         self._begun = False
         self._length = -1
         self._status = 0
+        caller.limit_body(BODY_BYTES_MAX)
         self.ends_with_eof = False  # who only half-closed still gets the answer
 
     def on_body_awaited(self) -> None:

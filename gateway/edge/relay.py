@@ -9,16 +9,19 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 from multidict import CIMultiDictProxy
 
 from gateway.domain.errors import GatewayError, StreamBroken, StreamStalled, UpstreamFault, UpstreamGarbage
-from gateway.edge.attempts import Attempt
+from gateway.edge.attempts import ERROR_BODY_BYTES_MAX, Attempt
 from gateway.edge.providers import Upstream
 from gateway.edge.responses import EVENT_STREAM
 from gateway.edge.snapshots import Choice
+from gateway.wire.answer import NotAnAnswer, rewrite
 from gateway.wire.completion import normal_finish
 from gateway.wire.cutter import BYTE_ORDER_MARK, EventCutter, LineTooLong
 from gateway.wire.sse import Splicer
+from gateway.wire.unstreamed import as_events, kind_of
 from gateway.wire.usage import BYTES_PER_TOKEN, completion_told
 
 if TYPE_CHECKING:
@@ -30,12 +33,16 @@ REASONING_S_MIN = 120.0  # a model that reasons is never cut under this
 class StreamAttempt(Attempt):
     """Events as they come, cut at event borders. What precedes the first content waits for it."""
 
-    __slots__ = ("_cutter", "_first_token_s", "_held", "_held_bytes", "_idle_s", "_silence_s", "_splicer", "reasons")
+    __slots__ = (
+        "_cutter", "_first_token_s", "_held", "_held_bytes", "_idle_s", "_is_whole", "_silence_s", "_splicer", "_undeclared", "reasons",
+    )  # fmt: skip
 
     def __init__(self, exchange: InferenceExchange, choice: Choice, upstream: Upstream) -> None:
         super().__init__(exchange, choice, upstream)
         self._splicer = Splicer(exchange.generation_id, choice.model.id, upstream.provider.name, choice.shape)
         self._cutter: EventCutter | None = None  # of a stream that comes in pieces
+        self._undeclared = False  # it does not say that it is a stream
+        self._is_whole = False  # nor is it one: an answer in one piece
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._first_token_s = 0.0  # that the first content may take from the head on
@@ -107,7 +114,7 @@ class StreamAttempt(Attempt):
 
     def _on_ok_head(self, headers: CIMultiDictProxy[str]) -> None:
         if not self._error_status and not _is_stream(headers):
-            self._error_status = 200  # an error object, a page, anything but a stream
+            self._undeclared = True
         exchange = self._exchange
         self.phase_at = exchange.parts.loop.time() + self._first_token_s
         exchange.rearm()
@@ -133,6 +140,9 @@ class StreamAttempt(Attempt):
     def _on_ok_data(self, data: bytes) -> None:
         splicer, cutter = self._splicer, self._cutter
         if cutter is None:
+            if self._undeclared:
+                self._on_undeclared(data)
+                return
             cutter = self._cutter = EventCutter(self._exchange.parts.upstream.sse_line_bytes_max)
         try:
             block = cutter.feed(data)
@@ -147,6 +157,33 @@ class StreamAttempt(Attempt):
                 self.phase_at = self._exchange.parts.loop.time() + self._idle_s
                 self._exchange.stream(events)
             return
+        self._on_border(events)
+
+    def _on_undeclared(self, data: bytes) -> None:
+        """Collects until the first bytes tell what it is; then it is read as that."""
+        self._collect(data, self._exchange.parts.upstream.answer_bytes_max)
+        if self.ended or self._is_whole:
+            return
+        begun = b"".join(self._collected)
+        kind = kind_of(begun) or ("neither" if len(begun) > ERROR_BODY_BYTES_MAX else "")
+        if kind == "stream":
+            self._undeclared = False
+            self._collected.clear()
+            self._on_ok_data(begun)
+        elif kind == "whole":
+            self._is_whole = True
+        elif kind:
+            self._error_status = 200  # a page, or anything else
+
+    def _on_whole_answer(self, body: bytes) -> None:
+        """All at once, in the events that it would have come in; or an error object."""
+        try:
+            answer = rewrite(body, "", "", "")
+            events = self._splicer.splice(as_events(body))
+        except (NotAnAnswer, msgspec.DecodeError, KeyError):
+            self._fail_with_answer(200, body)
+            return
+        self.has_made(-(-answer.content_bytes // BYTES_PER_TOKEN))
         self._on_border(events)
 
     def _on_border(self, events: bytes) -> None:
@@ -212,6 +249,15 @@ class StreamAttempt(Attempt):
         super().leave(error)
 
     def _on_ok_end(self) -> None:
+        if self._undeclared or (not self.committed and self._cutter is not None and kind_of(self._cutter.rest) == "whole"):
+            body = self._cutter.rest if self._cutter is not None else b"".join(self._collected)
+            self._collected.clear()
+            self._on_whole_answer(body)
+            return
+        if self._cutter is not None:
+            self._on_ok_data(b"\n\n")  # of an event that the end has ended
+            if self.ended:
+                return
         if self._splicer.finish_reason is not None:
             self._on_done(b"")
         elif self.committed:
@@ -225,6 +271,9 @@ class StreamAttempt(Attempt):
         self.note()
         if not self.committed:
             super()._fail(error)
+            return
+        if self._splicer.finish_reason is not None and self._splicer.error is None:
+            self._on_done(b"")  # the caller has the whole answer and the word of its end: only what follows that was lost
             return
         if not isinstance(error, StreamBroken):
             cause = error

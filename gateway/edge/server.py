@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from gateway.domain.errors import GatewayError, MethodNotAllowed, Overloaded
-from gateway.edge.caller import CallerConnection
+from gateway.edge.bodies import bodies_of
+from gateway.edge.caller import LINGER_S, CallerConnection
 from gateway.edge.door import DRAIN_IDLE_S, Exchange
 from gateway.edge.exchange import InferenceExchange
 from gateway.edge.heads import RequestHead
@@ -71,7 +72,7 @@ class _Immediate:
 class EdgeServer:
     """Owns the listening socket and all caller connections."""
 
-    def __init__(self, *, settings: Server, parts: Parts, control: Pool, log: Log, hedging: Hedging | None = None) -> None:
+    def __init__(self, *, settings: Server, parts: Parts, control: Pool, log: Log, hedging: Hedging | None = None, edges: int = 1) -> None:
         self._settings = settings
         self._parts = parts
         self._open_inference: Callable[[CallerConnection, RequestHead, Kind], InferenceExchange] = (
@@ -79,6 +80,7 @@ class EdgeServer:
         )
         self._control = control
         self._log = log
+        self.bodies = bodies_of(settings, edges)
         self._callers: set[CallerConnection] = set()
         self._server: asyncio.Server | None = None
         self._closed = asyncio.Event()
@@ -106,8 +108,15 @@ class EdgeServer:
 
     async def start(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
         raise_descriptor_limit()
+        # Until its handshake is made a connection is none of ours: nothing else would end it, or one whose caller never says goodbye.
+        handshake_s, goodbye_s = (None, None) if tls is None else (self._settings.request_head_s, LINGER_S)
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: CallerConnection(self, self._settings), sock=listener, ssl=tls, backlog=4096
+            lambda: CallerConnection(self, self._settings),
+            sock=listener,
+            ssl=tls,
+            backlog=4096,
+            ssl_handshake_timeout=handshake_s,
+            ssl_shutdown_timeout=goodbye_s,
         )
 
     async def drain(self) -> None:

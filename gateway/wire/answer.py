@@ -17,6 +17,7 @@ from gateway.wire.completion import (
     unveil,
     veil,
 )
+from gateway.wire.cutter import BYTE_ORDER_MARK
 
 
 class NotAnAnswer(Exception):
@@ -142,6 +143,8 @@ def rewrite(body: bytes, generation_id: str, model: str, provider: str) -> Answe
             body.decode()
         return _exchanged(body, generation_id, model, provider) or _rewritten(body, generation_id, model, provider)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
+        if body.startswith(BYTE_ORDER_MARK) and not body.startswith(BYTE_ORDER_MARK * 2):
+            return rewrite(body.removeprefix(BYTE_ORDER_MARK), generation_id, model, provider)
         veiled = veil(body)
         if veiled is None:
             raise NotAnAnswer from None

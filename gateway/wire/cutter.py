@@ -23,6 +23,11 @@ class EventCutter:
         self._after_cr = False  # the last byte was CR: a following LF belongs to it
         self._started = False
 
+    @property
+    def rest(self) -> bytes:
+        """The event that has not ended."""
+        return bytes(self._pending)
+
     def feed(self, data: bytes) -> bytes:
         """All whole events up to now, as one block; b"" when none ended. Raises LineTooLong."""
         if not self._started:

@@ -26,7 +26,7 @@ Kind = Literal["chat", "text"]
 # Ours to act on, never a provider's to see.
 _GATEWAY_FIELDS = frozenset(
     "model models provider route plugins transforms preset usage session_id trace debug cache_control_ttl max_tool_calls "
-    "stop_server_tools_when image_config include_reasoning".split()
+    "stop_server_tools_when image_config include_reasoning service_tier".split()  # whose tiers have prices that no catalog entry has
 )
 # A provider that is itself a gateway would obey these: a caller must not steer where our credentials go.
 _STEERING_FIELDS = frozenset(
@@ -59,6 +59,12 @@ class Part(msgspec.Struct, frozen=True, gc=False):
 
     type: str
     text: str | None = None
+    # Only their size counts, as that of what is no text.
+    image_url: msgspec.Raw = msgspec.Raw()
+    input_audio: msgspec.Raw = msgspec.Raw()
+    file: msgspec.Raw = msgspec.Raw()
+    video_url: msgspec.Raw = msgspec.Raw()
+    input_video: msgspec.Raw = msgspec.Raw()
 
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -88,6 +94,7 @@ class RequestFields(msgspec.Struct, gc=False):
     repetition_penalty: _ZeroToTwo | None = None
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=1)] | None = None
+    best_of: Annotated[int, msgspec.Meta(ge=1, le=1)] | None = None
     stop: Annotated[str, msgspec.Meta(max_length=65536)] | Annotated[list[str], msgspec.Meta(max_length=16)] | None = None
     logprobs: bool | Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
@@ -117,6 +124,7 @@ _string_encoder = msgspec.json.Encoder()
 _NAMES = {
     name: b',"%b":' % name.encode() for name in (*RequestFields.__struct_fields__, "reasoning_effort", "verbosity") if name not in _DROPPED
 }
+_LOOKED_AT = frozenset(_NAMES) | _DROPPED  # what other fields say, a provider may write out into the prompt: `functions`, `documents`
 _LIMITS = (_NAMES["max_tokens"], _NAMES["max_completion_tokens"])
 _STREAM = b',"stream":true,"stream_options":{"include_usage":true}'
 _BARE_STREAM = b',"stream":true'
@@ -205,6 +213,8 @@ def parse(body: bytes, kind: Kind) -> Envelope:
             require_no_server_tools(tools)
     if known.response_format is not None:
         bytes_max += len(fields["response_format"])
+    if not _LOOKED_AT.issuperset(fields):
+        bytes_max += sum([len(raw) for name, raw in fields.items() if name not in _LOOKED_AT])
     return Envelope(
         kind,
         model,
@@ -280,7 +290,7 @@ def _stream_member(options: dict[str, msgspec.Raw] | None) -> bytes:
 
 def _said(messages: list[Message], raw: msgspec.Raw) -> tuple[int, int, int, frozenset[str]]:
     """Of a chat: bytes of text, the most tokens that any tokenizer makes of it, images, and what it has beside text."""
-    text_bytes = media = images = 0
+    text_bytes = media_more = images = 0  # tokens that media may be, beyond the bytes that stand for them
     kinds: set[str] = set()
     for message in messages:
         content = message.content
@@ -291,18 +301,21 @@ def _said(messages: list[Message], raw: msgspec.Raw) -> tuple[int, int, int, fro
                 if part.type == "text":
                     text_bytes += _text_bytes(part.text)
                 else:
-                    media += 1
+                    sizes = map(len, (part.image_url, part.input_audio, part.file, part.video_url, part.input_video))
+                    media_more += MEDIA_TOKENS_MAX - sum(sizes)
                     images += part.type == "image_url"
                     kinds.add(part.type)
     modalities = frozenset([_MODALITIES[kind] for kind in kinds if kind in _MODALITIES]) if kinds else _NO_NAMES
-    # Without media all of the JSON is text, names of tools and their arguments included.
-    return text_bytes, text_bytes + media * MEDIA_TOKENS_MAX if media else len(raw), images, modalities
+    # But for media all of the JSON is text, names of tools and their arguments included.
+    return text_bytes, len(raw) + media_more, images, modalities
 
 
 def _prompt(prompt: str | list[str | int | list[int]] | None, fields: dict[str, msgspec.Raw], kind: Kind) -> tuple[int, int]:
     """The same of a bare prompt. Raises BadRequest when there is none to speak of."""
     if prompt is None:
         raise BadRequest("messages is required: a list of at least one message" if kind == "chat" else "prompt is required")
+    if isinstance(prompt, list) and len(prompt) > 1 and set(map(type, prompt)) != {int}:
+        raise BadRequest("prompt: one a request; each further one would be an answer of its own, so send it in a request of its own")
     size = len(fields["prompt"])
     return _text_bytes(prompt) if isinstance(prompt, str) else size, size
 

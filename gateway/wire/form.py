@@ -58,7 +58,8 @@ class Form:
         head, their_id, their_model = data[:at], b'{"id":%b,' % chunk.id, b'"model":%b,' % chunk.model
         if (
             head.startswith(their_id)
-            and head.count(their_model) == 1
+            and head.find(their_model) >= 0
+            and head.count(b'"id":') == head.count(b'"model":') == 1
             and head.find(b"{", 1) < 0
             and head.find(b"[") < 0
             and chunk.usage is chunk.error is chunk.provider is UNSET

@@ -11,13 +11,15 @@ import re
 CHUNK_SIZE_DIGITS_MAX = 12  # 256 TiB
 CHUNKED = -1  # in the place of a length
 LENGTH_DIGITS_MAX = 12
+SIZE_LINE_BYTES_MAX = 1024  # a chunk's size with its extensions, which are a signature at most
 TRAILERS_BYTES_MAX = 8192  # all of them together
 # Framing may cost as much as the data plus this much: 1 MiB in 1-byte chunks is an attack on our CPU, not an upload.
 CHUNK_OVERHEAD_BYTES_MAX = 65536
 
 _END = b"0\r\n\r\n"  # the last chunk, without trailers
 _SIZES = {b"%x" % size: size for size in range(1, 4096)}  # of nearly all chunks: looked up in half the time it takes to read them
-_HEX = frozenset(b"0123456789abcdefABCDEF")
+_SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,%d})(?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?" % CHUNK_SIZE_DIGITS_MAX)
+_SIZE_LINE_BEGUN = re.compile(rb"(?:[0-9a-fA-F]{1,%d}[\t ]*(?:;[\t\x20-\x7e\x80-\xff]*)?)?" % CHUNK_SIZE_DIGITS_MAX)
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -35,8 +37,8 @@ def content_length(value: str) -> int:
 class Dechunker:
     """Incremental decoder of the chunked coding. `done` after the last chunk; `rest` then holds what followed.
 
-    Chunk extensions are refused: nobody sends them in earnest, and peers disagree on how they end. Trailers are
-    checked and dropped. What is refused does not depend on how the bytes were cut.
+    Chunk extensions and trailers are checked and dropped: lines of either end in CRLF alone, peers disagreeing on any other
+    end. What is refused does not depend on how the bytes were cut.
     """
 
     __slots__ = ("_left", "_overhead", "_payload_bytes", "_pending", "_state", "_trailers_bytes", "done", "rest")
@@ -135,16 +137,17 @@ class Dechunker:
         """A line without its end yet: refuse at once what no end could mend."""
         line = line.removesuffix(b"\r")
         if self._state == self._SIZE:
-            if len(line) > CHUNK_SIZE_DIGITS_MAX or not _HEX.issuperset(line):
+            if len(line) > SIZE_LINE_BYTES_MAX or _SIZE_LINE_BEGUN.fullmatch(line) is None:
                 raise FramingError("chunk size")
         elif self._trailers_bytes + len(line) > TRAILERS_BYTES_MAX:
             raise FramingError("trailers too long")
 
     def _on_size(self, line: bytes) -> None:
-        if not line or len(line) > CHUNK_SIZE_DIGITS_MAX or not _HEX.issuperset(line):
+        said = _SIZE_LINE.fullmatch(line) if len(line) <= SIZE_LINE_BYTES_MAX else None
+        if said is None:
             raise FramingError("chunk size")
         self._weigh(len(line))
-        self._left = int(line, 16)
+        self._left = int(said[1], 16)
         self._state = self._DATA if self._left else self._TRAILERS
 
     def _on_trailer(self, line: bytes) -> None:
@@ -156,9 +159,9 @@ class Dechunker:
         elif _TRAILER.fullmatch(line) is None:
             raise FramingError("trailer")
 
-    def _weigh(self, digits: int) -> None:
+    def _weigh(self, line_bytes: int) -> None:
         """Called before each chunk's data: the framing so far against the data so far."""
-        self._overhead += digits + 4
+        self._overhead += line_bytes + 4
         if self._overhead > self._payload_bytes + CHUNK_OVERHEAD_BYTES_MAX:
             raise FramingError("framing outweighs data")
 

@@ -18,6 +18,7 @@ from gateway.domain.errors import (
     UpstreamFault,
     UpstreamGarbage,
 )
+from gateway.wire.cutter import BYTE_ORDER_MARK
 
 RAW_CHARS_MAX = 4096
 RETRY_AFTER_S_MAX = 24 * 3600.0
@@ -129,7 +130,7 @@ def _code(told: _Told) -> int:
 def _told(body: bytes, *, words: bool) -> _Told | None:
     """What an error's body says; with `words` also where it has no error object."""
     try:
-        found = _body_decoder.decode(body)
+        found = _body_decoder.decode(body.removeprefix(BYTE_ORDER_MARK))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     first = found if isinstance(found, _Body) else found[0] if found else _Body()

@@ -150,7 +150,7 @@ class Splicer(Form):
         if len(lines) == 1 and lines[0].startswith(b"data: "):
             return self._data(lines[0][6:])
         said = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:") or line == b"data"]
-        others = b"".join([line + b"\n" for line in lines if line.startswith((b":", b"event:", b"id:", b"retry:"))])
+        others = b"".join([line + b"\n" for line in lines if line.startswith((b":", b"event:", b"id:", b"retry:")) and _is_text(line)])
         if not said:
             return others and others + b"\n"
         data = b"\n".join(said)
@@ -180,9 +180,11 @@ class Splicer(Form):
                 self.usage = bytes(chunk.usage)
                 self._last_data = data  # told once, at the end, with what it costs
                 return b""
-            if chunk.choices is None and is_bare_error(data):
-                self.error = data
-                return b""
+            if chunk.choices is None:
+                if is_bare_error(data):
+                    self.error = data
+                    return b""
+                return self._rebuilt(data, False)
         adds, finish, clean = self._account(chunk)
         usage_null = False
         if chunk.usage is not UNSET:
@@ -290,6 +292,8 @@ class Splicer(Form):
             self.upstream_id = id_of(fields["id"])
         missing = self._missing(fields)
         members = [self._head, *missing]
+        if bytes(fields.get("choices", b"null")) == b"null":  # which clients look into without a question
+            fields["choices"] = Raw(b"[]")
         for name, raw in fields.items():
             if name in OURS or is_left_out(name, raw):
                 continue
@@ -319,3 +323,12 @@ class Splicer(Form):
             if name not in OURS and name not in ("choices", "usage") and not is_left_out(name, raw):
                 members.append(_encode(name) + b":" + bytes(raw).replace(b"\n", b" "))
         return b"data: {" + b",".join(members) + b',"choices":[],"usage":' + usage + b"}\n\n"
+
+
+def _is_text(line: bytes) -> bool:
+    """Clients decode every line before they look at it, comments too."""
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -197,6 +197,7 @@ async def test_led_08_a_locked_database_delays_and_loses_nothing(books: Books) -
     assert edge.path.stat().st_size == books.committed[-1][1].offset
     failures = [line for line in books.logged() if line["event"] == "bookkeeping_failed"]
     assert len(failures) == outages
+    assert all("(SQLITE_BUSY)" in line["reason"] for line in failures)
 
 
 async def test_a_commit_that_only_seemed_to_fail_counts_once(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,7 @@ def rewritten(chunk: dict[str, Any], calls: list[Any], kind: str) -> dict[str, A
         out["object"] = kind
     if type(out.get("created")) is not int or out["created"] < 0:
         out["created"] = int(GENERATION.split("-")[1])
+    out["choices"] = chunk.get("choices") or []
     out.pop("usage", None)
     out.pop("error", None)
     if out.get("system_fingerprint", "") is None:

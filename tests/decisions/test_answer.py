@@ -182,6 +182,12 @@ def test_what_is_no_plain_text_counts_as_json_that_carries_it(message: dict[str,
     assert 20 < read({"choices": choices}).content_bytes <= len(json.dumps(choices))
 
 
+def test_a_byte_order_mark_is_no_part_of_the_answer() -> None:
+    answer = json.dumps(PLAIN).encode()
+    marked = rewrite(b"\xef\xbb\xbf" + answer, GENERATION, MODEL, PROVIDER)
+    assert marked == rewrite(answer, GENERATION, MODEL, PROVIDER)
+
+
 def test_half_a_surrogate_pair_passes() -> None:
     body = b'{"choices":[{"index":0,"message":{"content":"a\\ud83d b\\\\ud800 \\uD83D\\uDE00"},"finish_reason":"length"}]}'
     assert choice_of(read(body))["message"]["content"] == "a\ud83d b\\ud800 😀"
@@ -191,7 +197,7 @@ NO_ANSWER = [
     b"", b" ", b"null", b"5", b'"x"', b"[]", b"{}", b"<html>502</html>",
     b'{"choices":null}', b'{"choices":{}}', b'{"choices":[]}', b'{"choices":[5]}', b'{"choices":[{"finish_reason":5}]}',
     b'{"choices":[{"message":"a string"}]}', b'{"choices":[{}]', b'{"choices":[{}]}}', b'{"choices":[{"a":NaN}]}',
-    b'\xef\xbb\xbf{"choices":[{}]}', b'{"choices":[{"text":"\xff"}]}', b'{"choices":[{"text":"\xff\\ud800"}]}',
+    b'\xef\xbb\xbf\xef\xbb\xbf{"choices":[{}]}', b'{"choices":[{"text":"\xff"}]}', b'{"choices":[{"text":"\xff\\ud800"}]}',
     b'{"choices":[{"text":"\\ud800"}]', b'{"choices":' + b"[" * 100_000, b'{"id":"' + b"x" * 1000,
 ]  # fmt: skip
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.domain.errors import BadRequest
-from gateway.wire.envelope import parse
+from gateway.wire.envelope import MEDIA_TOKENS_MAX, parse
 from tests.decisions.bodies import MESSAGES, PLAIN, M, body_with, loads, refusal, sent
 from tests.timing import again_if_untimely, in_time
 
@@ -242,8 +242,28 @@ def test_the_prompt_is_counted_in_bytes_of_text_and_data_urls_are_images(
         assert (envelope.prompt_text_bytes, envelope.images, envelope.messages) == (text_bytes, images, len(messages))
 
 
+TEXT = "x" * 1000
+
+
 @pytest.mark.parametrize(
-    ("prompt", "text_bytes"), [(b'"hello"', 5), (b'"\\u00e9"', 2), (b'["ab","cd"]', 11), (b"[1,2,3]", 7), (b"[[1],[2]]", 9), (b'""', 0)]
+    "beside",
+    [
+        [{"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": TEXT}}]}],
+        [{"role": "assistant", "content": "", "reasoning_content": TEXT}],
+        [{"role": "user", "content": "", "name": TEXT}],
+        [{"role": "user", "content": [{"type": "input_text", "text": TEXT}]}],
+        [{"role": "user", "content": [{"type": "thinking", "thinking": TEXT}]}],
+    ],
+)
+def test_an_image_hides_no_text_from_the_hold(beside: list[dict[str, Any]]) -> None:
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE}}]}
+    alone, together = (parse(json.dumps({"model": "a/b", "messages": each}).encode(), "chat") for each in ([image], [image, *beside]))
+    assert alone.prompt_bytes_max < MEDIA_TOKENS_MAX + 200
+    assert together.prompt_bytes_max >= alone.prompt_bytes_max + len(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text_bytes"), [(b'"hello"', 5), (b'"\\u00e9"', 2), (b'["abcd"]', 8), (b"[1,2,3]", 7), (b"[[1,2]]", 7), (b'""', 0)]
 )
 def test_a_legacy_prompt_is_text_or_a_list(prompt: bytes, text_bytes: int) -> None:
     assert parse(b"{" + M + b',"prompt":' + prompt + b"}", "text").prompt_text_bytes == text_bytes
@@ -252,6 +272,24 @@ def test_a_legacy_prompt_is_text_or_a_list(prompt: bytes, text_bytes: int) -> No
 @pytest.mark.parametrize("prompt", [b"null", b"5", b"{}", b'[{"a":1}]', b"[1.5]", b"[null]"])
 def test_a_legacy_prompt_of_another_shape_is_refused(prompt: bytes) -> None:
     assert refusal(b"{" + M + b',"prompt":' + prompt + b"}", "text").startswith("prompt")
+
+
+@pytest.mark.parametrize("prompt", [b'["ab","cd"]', b"[[1],[2]]", b'["a",1]', b'["",""]'])
+def test_several_prompts_at_once_are_refused(prompt: bytes) -> None:
+    """Each is an answer of its own, as long as `max_tokens` allows, where credit is held for one."""
+    assert refusal(b"{" + M + b',"prompt":' + prompt + b"}", "text").startswith("prompt: one a request")
+
+
+def test_a_field_that_we_do_not_know_counts_as_prompt() -> None:
+    functions = b'[{"name":"f","description":"' + b"x" * 1000 + b'"}]'
+    plain, more = (parse(b"{" + M + b"," + MESSAGES + rest + b"}", "chat") for rest in (b"", b',"functions":' + functions))
+    assert more.prompt_bytes_max == plain.prompt_bytes_max + len(functions)
+    assert more.prompt_text_bytes == plain.prompt_text_bytes
+
+
+def test_a_tier_of_service_stays_here() -> None:
+    """Its price would be another than the one that is charged."""
+    assert b"service_tier" not in parse(b"{" + M + b"," + MESSAGES + b',"service_tier":"priority"}', "chat").body_for("m")
 
 
 def test_a_prompt_is_required() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.wire.framing import CHUNK_OVERHEAD_BYTES_MAX, TRAILERS_BYTES_MAX, Dechunker, FramingError, content_length
+from gateway.wire.framing import CHUNK_OVERHEAD_BYTES_MAX, SIZE_LINE_BYTES_MAX, TRAILERS_BYTES_MAX, Dechunker, FramingError, content_length
 from tests.timing import again_if_untimely, in_time
 
 NEXT = b"POST /api/v1/chat/completions HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -135,6 +135,38 @@ def test_an_empty_read_changes_nothing() -> None:
     assert [dechunker.feed(piece) for piece in (b"", b"3\r", b"", b"\nab", b"", b"c\r\n", b"")] == [b"", b"", b"", b"ab", b"", b"c", b""]
 
 
+EXTENSIONS = {
+    "named": b";a=b",
+    "bare": b";",
+    "quoted": b';a="b; c"',
+    "several": b";a;b=c;d",
+    "spaced": b' ; a = "b"',
+    "of no ASCII": ";ä=ö".encode(),
+    "signed": b";chunk-signature=" + b"0f" * 32,
+    "as long as may be": b";" + b"a" * (SIZE_LINE_BYTES_MAX - 2),
+}
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_extensions_of_chunks_are_dropped_however_they_are_cut(name: str) -> None:
+    extension = EXTENSIONS[name]
+    data = b"".join(
+        (b"3", extension, b"\r\nabc\r\n", b"2\r\nde\r\n", b"1", extension, b"\r\nf\r\n", b"0", extension, b"\r\nX: y\r\n\r\n", NEXT)
+    )
+    expected = (b"abcdef", NEXT, True)
+    assert read([data]) == expected
+    assert read([data[i : i + 1] for i in range(len(data))]) == expected
+    for i in range(1, len(data)):
+        assert read([data[:i], data[i:]]) == expected, i
+
+
+def test_extensions_weigh_like_the_rest_of_the_framing() -> None:
+    dechunker = Dechunker()
+    with pytest.raises(FramingError):
+        for _ in range(CHUNK_OVERHEAD_BYTES_MAX // 1000 + 2):
+            dechunker.feed(b"1;" + b"a" * 1000 + b"\r\nx\r\n")
+
+
 MALFORMED = {
     "sign": b"+3\r\nabc\r\n0\r\n\r\n",
     "minus": b"-3\r\nabc\r\n0\r\n\r\n",
@@ -150,10 +182,13 @@ MALFORMED = {
     "full-width digit": "\uff13\r\nabc\r\n0\r\n\r\n".encode(),
     "decimal point": b"3.0\r\nabc\r\n0\r\n\r\n",
     "NUL": b"3\x00\r\nabc\r\n0\r\n\r\n",
-    "extension": b"3;a=b\r\nabc\r\n0\r\n\r\n",
-    "bare extension": b"3;\r\nabc\r\n0\r\n\r\n",
-    "extension on the last chunk": b"3\r\nabc\r\n0;a\r\n\r\n",
+    "extension without a semicolon": b"3 a=b\r\nabc\r\n0\r\n\r\n",
     "extension with a line feed": b"3;\nabc\r\nabc\r\n0\r\n\r\n",
+    "extension with a bare CR": b"3;a\rb\r\nabc\r\n0\r\n\r\n",
+    "extension with NUL": b"3;a=\x00\r\nabc\r\n0\r\n\r\n",
+    "extension that quotes a line end": b'3;a="\r\nabc"\r\nabc\r\n0\r\n\r\n',
+    "extension without a size": b";a=b\r\nabc\r\n0\r\n\r\n",
+    "over-long extension": b"3;" + b"a" * SIZE_LINE_BYTES_MAX + b"\r\nabc\r\n0\r\n\r\n",
     "bare LF after the size": b"3\nabc\r\n0\r\n\r\n",
     "bare CR after the size": b"3\rabc\r\n0\r\n\r\n",
     "CR CR LF": b"3\r\r\nabc\r\n0\r\n\r\n",
@@ -180,7 +215,7 @@ def test_malformed_chunks_are_refused_however_they_are_cut(name: str) -> None:
 
 
 def test_a_line_that_never_ends_is_refused_before_it_fills_memory() -> None:
-    for data in (b"3" * 20, b"x", b"3;", b"3\r\nabc\r\n0\r\n" + b"X: " + b"y" * TRAILERS_BYTES_MAX):
+    for data in (b"3" * 20, b"x", b"3;" + b"a" * SIZE_LINE_BYTES_MAX, b"3\r\nabc\r\n0\r\n" + b"X: " + b"y" * TRAILERS_BYTES_MAX):
         dechunker = Dechunker()
         with pytest.raises(FramingError):
             for i in range(len(data)):

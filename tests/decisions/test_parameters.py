@@ -13,6 +13,7 @@ WRONG: list[tuple[str, bytes]] = [
     *(("max_tokens", value) for value in (b'"5"', b"1.5", b"1e3", b"[1]", b"{}")),
     *(("max_completion_tokens", value) for value in (b"-1", b"0", b"18446744073709551616", b"false", b'"5"', b"0.5")),
     *(("n", value) for value in (b"0", b"2", b"-1", b"1000000", b"true", b'"1"', b"1.0")),
+    *(("best_of", value) for value in (b"0", b"2", b"true", b'"1"')),
     *(("temperature", value) for value in (b"1e308", b"-0.1", b"2.1", b'"1"', b"true", b"[]", b"-1e308", b"1e999")),
     *(("top_p", value) for value in (b"-0.1", b"1.1", b'"x"', b"true")),
     *(("top_k", value) for value in (b"-1", b"1.5", b'"x"', b"2147483648")),

@@ -345,3 +345,36 @@ def test_inp_09_text_cannot_forge_events(text: str, ascii_only: bool) -> None:
         assert splicer.content_events == 4
         assert not {len(part) for part in sent.split(b"\n\n")[:-1]} & {0}
         assert b"\r" not in sent and sent.count(b"\n") == 8
+
+
+@pytest.mark.parametrize("line", [b": \xff", b"event: \xc3", b"id: \x80a", b"retry: \xfe"])
+def test_a_line_that_no_client_could_decode_is_left_out(line: bytes) -> None:
+    """Clients decode all lines, those that they skip as well."""
+    event = stream_of(OPENAI.lines[:1])
+    for stream in (line + b"\n\n" + event, line + b"\n" + event, ": ä\n".encode() + line + b"\n" + event):
+        sent, splicer = spliced([stream, b"data: [DONE]\n\n"])
+        assert sent.decode().count("data: {") == 1 and splicer.done
+        assert line not in sent
+
+
+@pytest.mark.parametrize("member", ["id", "model"])
+def test_a_name_that_stands_twice_is_ours_all_the_same(member: str) -> None:
+    twice = f'"{member}":"theirs","created":7,'
+    choices = '"choices":[{"index":0,"delta":{"content":"a"}}]'
+    first = '{"id":"x","object":"chat.completion.chunk","created":7,"model":"m",' + twice + choices + "}"
+    sent, _ = spliced([stream_of([first, first, "[DONE]"])])
+    for event in parsed(sent):
+        (told,) = [value for name, value in json.loads(event.data, object_pairs_hook=list) if name == member]
+        assert told in (GENERATION, MODEL)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"type":"ping"}', "{}", '{"id":"x","model":"m","choices":null}', '{"prompt_progress":{"total":9},"usage":null}']
+)
+def test_an_event_without_choices_has_an_empty_list_of_them(line: str) -> None:
+    """Clients look into `choices` of every event without asking whether it is there."""
+    first, *rest = OPENAI.lines
+    sent, splicer = spliced([stream_of([line, first, line, *rest])])
+    chunks = [json.loads(event.data) for event in parsed(sent)]
+    assert [chunk["choices"] for chunk in chunks[:3:2]] == [[], []]
+    assert splicer.content_events == 2 and splicer.done

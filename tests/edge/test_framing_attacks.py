@@ -140,7 +140,10 @@ ATTACKS = {
     "space-in-name": refused(400, with_header(b"X Y: z")),
     "high-byte-in-name": refused(400, with_header(b"X\xff: z")),
     # Chunks.
-    "chunk-extension": refused(400, chunked(SIZE + b";a=b" + REST + SECOND)),
+    "chunk-extension": read_as((200, 200), chunked(SIZE + b";a=b" + REST + SECOND)),
+    "chunk-extension-on-the-last": read_as((200,), chunked(SIZE + b"\r\n" + BODY + b"\r\n0;a=b\r\n\r\n")),
+    "chunk-extension-too-long": refused(400, chunked(SIZE + b";" + b"a" * 2000 + REST + SECOND)),
+    "chunk-extension-bare-cr": refused(400, chunked(SIZE + b";\r;" + REST + SECOND)),
     "chunk-extension-quoted-crlf": refused(400, chunked(SIZE + b';a="\r\n' + BODY + b'"' + REST + SECOND)),
     "chunk-extension-bare-lf": refused(400, chunked(SIZE + b";\n" + REST + SECOND)),
     "chunk-0x": refused(400, chunked(b"0x" + SIZE + REST)),

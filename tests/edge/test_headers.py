@@ -14,6 +14,7 @@ import pytest
 
 from bench.behaviour import Behaviour
 from gateway.domain.errors import GatewayError
+from gateway.edge.bodies import Bodies
 from gateway.edge.caller import CallerConnection
 from gateway.edge.heads import RequestHead
 from gateway.edge.passage import Passage
@@ -165,6 +166,7 @@ class PassageDoor:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.bodies = Bodies(1 << 20)
 
     def open_exchange(self, caller: CallerConnection, head: RequestHead) -> Passage:
         return Passage(self._pool, caller, head, SITE.caller(head.headers, caller.peer), lambda status: None)

@@ -81,6 +81,23 @@ async def test_inp_13_large_requests_leave_no_memory_behind(stage: Stage) -> Non
     assert stage.rss_bytes() - rss < 16 * MIB
 
 
+async def test_inp_13_large_requests_that_are_refused_leave_no_memory_behind(stage: Stage) -> None:
+    """A refusal knows the frames that it came through, and they know the body."""
+    head = f"POST {ROUTE} HTTP/1.1\r\nHost: gw\r\nAuthorization: Bearer {stage.gateway.key}\r\nContent-Length: {5 * MIB}\r\n\r\n".encode()
+
+    async def refused() -> None:
+        async with stage.connected() as caller:
+            caller.writer.write(head + b"x" * (5 * MIB))
+            assert (await caller.answer())[0] == 400
+
+    for _ in range(3):
+        await refused()
+    rss = stage.rss_bytes()
+    for _ in range(20):
+        await refused()
+    assert stage.rss_bytes() - rss < 16 * MIB
+
+
 @pytest.mark.parametrize("streams", [300, pytest.param(2000, marks=pytest.mark.soak)])
 async def test_ovl_05_idle_streams_are_cheap(stage: Stage, streams: int) -> None:
     stage.first.books.clear()

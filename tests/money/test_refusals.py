@@ -70,6 +70,33 @@ async def test_too_little_credit_is_a_402_that_names_what_can_be_afforded(shop: 
     assert shop.good.books.requests == called + 1
 
 
+async def test_led_02_what_a_provider_may_read_is_held_for_whatever_field_it_stands_in(shop: Shop) -> None:
+    """Else a thousand calls at once, each with a long `functions` and a short prompt, would spend what nobody has."""
+    account, called = await owner(shop, 2 * HOLD_NANOS), shop.good.books.requests
+    long = [{"name": "f", "description": "x" * 10_000}]
+    for field in ("functions", "documents", "unheard_of"):
+        asked: dict[str, Any] = ASKED | {field: long}
+        refused(await shop.ask(account=account, **asked), 402, NO_CREDIT + "|" + TOO_LITTLE)
+    assert shop.good.books.requests == called
+    assert (await shop.ask(account=account, **ASKED, functions=[{"name": "f"}])).status == 200
+
+
+async def test_led_02_a_request_is_for_one_answer_at_the_standard_price(shop: Shop) -> None:
+    account, called = await owner(shop, 10**9), shop.good.books.requests
+    wishes: list[dict[str, Any]] = [
+        {"n": 2},
+        {"best_of": 2},
+        {"prompt": ["a", "b"]},
+        {"prompt": [[1], [2]]},
+        {"prompt": "a", "best_of": 20},
+    ]
+    for wish in wishes:
+        assert (await shop.ask(account=account, **wish)).status == 400
+    assert shop.good.books.requests == called
+    assert (await shop.ask(account=account, **ASKED, service_tier="priority")).status == 200
+    assert b"service_tier" not in shop.good.books.entries[-1].body
+
+
 async def test_a_prompt_that_cannot_be_paid_for_leaves_no_token_to_afford(shop: Shop) -> None:
     account = await owner(shop, 5000)
     assert refused(await shop.ask(account=account), 402, TOO_LITTLE)[2] == "0"

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -106,6 +107,20 @@ async def test_hung_control_is_replaced_and_an_unknown_key_is_never_called_wrong
             assert await ask_with(session, gateway.url, "sk-or-v1-wrong") == (401, None)
     assert set(meanwhile) == {(503, "1")}
     assert set(callers.outcomes) == {200}
+
+
+async def test_a_runtime_directory_that_was_cleared_away_is_made_anew(start_gateway: StartGateway, provider: Provider) -> None:
+    """Without its sockets nobody would find control any more: no new edge, no command, no route of its own."""
+    gateway = start_two(start_gateway, provider)
+    async with calling(gateway) as callers:
+        await know(callers)
+        shutil.rmtree(gateway.folder / "run")
+        os.kill(gateway.health()["edges"][0], signal.SIGKILL)
+        await rejoined(gateway, 2)
+        assert str(gateway.folder / "run") in gateway.logged("sockets_lost")["reason"]
+        await know(callers)
+        await asyncio.to_thread(gateway.admin, "credits", "add", "--account", gateway.account_id, "--usd", "1")
+    assert await asyncio.to_thread(gateway.stop) == 0
 
 
 async def test_routes_of_control_say_that_they_come_back(start_gateway: StartGateway, provider: Provider) -> None:

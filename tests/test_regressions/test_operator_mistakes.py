@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import ConfigError, load_settings
-from tests.conftest import REPOSITORY, START_S_MAX, RunningGateway, StartGateway, fetch
+from gateway.config import ConfigError, check, load_settings
+from tests.conftest import REPOSITORY, START_S_MAX, RunningGateway, StartGateway, fetch, render_catalog
 
 
 @pytest.fixture
@@ -51,6 +51,29 @@ def test_a_number_of_thousands_of_digits_is_a_problem_with_file_and_key(tmp_path
         load_settings(config)
     problem = refused.value.problems[0]
     assert problem.file == str(config) and problem.message.startswith("not TOML")
+
+
+def test_a_catalog_named_within_a_table_is_told_where_it_belongs(tmp_path: Path) -> None:
+    """TOML has no way back to the top level: what is added to the end of a file belongs to its last table."""
+    config = tmp_path / "gateway.toml"
+    (tmp_path / "models.toml").write_text(render_catalog({"north": "http://127.0.0.1:9/v1"}))
+    config.write_text('[operations]\nport = 0\ncatalog = ["models.toml"]\n')
+    assert [str(problem) for problem in check(config, {})] == [
+        f"{config}: operations.catalog: belongs to the top level: move it above the first [table]"
+    ]
+
+
+def test_a_byte_order_mark_before_a_config_is_no_part_of_it(tmp_path: Path) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text("\ufeff[server]\nport = 7\n")
+    assert load_settings(config, {}).server.port == 7
+
+
+def test_an_ordinary_stop_warns_of_nothing(running: RunningGateway) -> None:
+    """A warning is for a human to look at some day."""
+    assert running.stop() == 0
+    running.logged("drained")
+    assert not [line for line in running.log if line["level"] in ("warning", "error")]
 
 
 def test_signals_that_reach_the_wrong_process_end_nothing(running: RunningGateway) -> None:
