@@ -60,11 +60,11 @@ class Part(msgspec.Struct, frozen=True, gc=False):
     type: str
     text: str | None = None
     # Only their size counts, as that of what is no text.
-    image_url: msgspec.Raw = msgspec.Raw()
-    input_audio: msgspec.Raw = msgspec.Raw()
-    file: msgspec.Raw = msgspec.Raw()
-    video_url: msgspec.Raw = msgspec.Raw()
-    input_video: msgspec.Raw = msgspec.Raw()
+    image_url: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    input_audio: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    file: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    video_url: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    input_video: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -301,8 +301,8 @@ def _said(messages: list[Message], raw: msgspec.Raw) -> tuple[int, int, int, fro
                 if part.type == "text":
                     text_bytes += _text_bytes(part.text)
                 else:
-                    sizes = map(len, (part.image_url, part.input_audio, part.file, part.video_url, part.input_video))
-                    media_more += MEDIA_TOKENS_MAX - sum(sizes)
+                    media = (part.image_url, part.input_audio, part.file, part.video_url, part.input_video)
+                    media_more += MEDIA_TOKENS_MAX - sum([len(each) for each in media if each is not msgspec.UNSET])
                     images += part.type == "image_url"
                     kinds.add(part.type)
     modalities = frozenset([_MODALITIES[kind] for kind in kinds if kind in _MODALITIES]) if kinds else _NO_NAMES
