@@ -28,7 +28,6 @@ from gateway.edge.telemetry import Telemetry
 from gateway.ledger.pricing import cost
 from gateway.routing.budget import HedgeBudget
 from gateway.routing.router import Router
-from gateway.routing.wishes import NO_WISHES, read_wishes, routed
 from gateway.wire.envelope import Envelope, Kind
 from gateway.wire.usage import BYTES_PER_TOKEN
 
@@ -265,8 +264,8 @@ class HedgedExchange(InferenceExchange):
 
 def names_an_order(envelope: Envelope, router: Router[Choice]) -> bool:
     """Whether the caller wishes endpoints to be tried in an order of its own, or one alone."""
-    wishes = routed(read_wishes(envelope.provider) if envelope.provider is not None else NO_WISHES, envelope.route)
-    if wishes.order or wishes.sort is not None or wishes.allow_fallbacks is False:
+    wished = router.wishes.find(envelope.provider, envelope.route)
+    if wished.order or wished.wishes.sort is not None or wished.alone:
         return True
     try:
         return router.resolve(envelope.model).sort is not None
