@@ -54,13 +54,14 @@ def blended(endpoint: Endpoint) -> int:
 class Seat(Generic[C]):
     """One endpoint of a board."""
 
-    __slots__ = ("choice", "index", "live", "price")
+    __slots__ = ("choice", "index", "labels", "live", "price")
 
     def __init__(self, index: int, choice: C, live: Live) -> None:
         self.index = index
         self.choice = choice
         self.live = live
         self.price = blended(choice.endpoint)
+        self.labels: tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]] | None = None  # in figures, once it has some
 
 
 class Board(Generic[C]):
@@ -204,8 +205,12 @@ class Plan(Generic[C]):
 
     def scored(self) -> list[tuple[Seat[C], Scored | None, float]]:
         """Every seat with its score (None: it may not be tried now) and its share, for whoever wants an explanation."""
-        by_index = {sharer.seat.index: sharer.share for sharer in self._sharers}
-        return [(seat, self._scored.get(seat.index), by_index.get(seat.index, 0.0)) for seat in self.seats]
+        shares = self.shares()
+        return [(seat, self._scored.get(seat.index), shares.get(seat.index, 0.0)) for seat in self.seats]
+
+    def shares(self) -> dict[int, float]:
+        """By index of seat, of those that have a share."""
+        return {sharer.seat.index: sharer.share for sharer in self._sharers}
 
     def leader(self) -> Seat[C] | None:
         """Who gets the largest share."""
