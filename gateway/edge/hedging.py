@@ -19,7 +19,7 @@ from gateway.edge.caller import CallerConnection
 from gateway.edge.exchange import InferenceExchange
 from gateway.edge.heads import RequestHead
 from gateway.edge.parts import Parts
-from gateway.edge.quotes import MESSAGE_TOKENS, completion_max
+from gateway.edge.quotes import completion_max, prompt_most
 from gateway.edge.relay import StreamAttempt
 from gateway.edge.selection import remaining
 from gateway.edge.settlement import usage_of
@@ -247,8 +247,7 @@ class HedgedExchange(InferenceExchange):
 
     def _most_nanos(self, choice: Choice, envelope: Envelope) -> int:
         """What this one can cost without serving: of a stream its prompt, for the first token ends the race."""
-        prompt_tokens = envelope.prompt_bytes_max + MESSAGE_TOKENS * (envelope.messages or 1)
-        return choice.worst.nanos(prompt_tokens, 0 if self.streaming else completion_max(envelope, choice), envelope.images)
+        return choice.worst.nanos(prompt_most(envelope), 0 if self.streaming else completion_max(envelope, choice), envelope.images)
 
     def _spend(self, race: _Race, lost: Attempt, tokens: int) -> None:
         """What the one that did not serve is taken to have cost: the prompt, and as many tokens as the answer that came before its own."""
