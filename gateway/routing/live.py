@@ -221,14 +221,17 @@ class Live:
         """The counts to judge by, calls that are overdue included. Percentiles are in `percentiles`."""
         self._roll(now_s)
         counts = NOTHING
-        figures = Figures(self._windows.counts.windows(now_s))
-        if (merged := self._believed(figures.windows[-1].attempts, now_s)) is not None:
-            figures, counts = merged, self._unsent.counts
+        if (merged := self._believed(now_s)) is not None:
+            windows, counts = merged.windows, self._unsent.counts
             for _, unseen in self._unseen:
                 counts = counts.plus(unseen)
-        if self._waiting:
-            counts = counts.plus(self._overdue(figures.windows[-1], now_s))
-        windows = figures.windows if counts == NOTHING else figures.plus(counts).windows
+        else:
+            windows = self._windows.counts.windows(now_s)
+        if self._waiting and (overdue := self._overdue(windows[-1], now_s)) is not NOTHING:
+            counts = counts.plus(overdue)
+        if counts != NOTHING:
+            now, short, minute, long = windows
+            windows = (now.plus(counts), short.plus(counts), minute.plus(counts), long.plus(counts))
         breaker = self.breaker
         return Figures(windows, None, None, self.inflight, breaker.failures_in_a_row, breaker.successes_in_a_row)
 
@@ -238,7 +241,7 @@ class Live:
             self._percentiles_until_s = now_s + PERCENTILES_S
             self._roll(now_s)
             windows = self._windows
-            merged = self._believed(windows.counts.last(WINDOWS_S[-1], now_s).attempts, now_s)
+            merged = self._believed(now_s)
             if merged is not None:
                 self._percentiles = merged.first_s, merged.rate
             else:
@@ -279,12 +282,13 @@ class Live:
 
     # Within.
 
-    def _believed(self, own_attempts: int, now_s: float) -> Figures | None:
+    def _believed(self, now_s: float) -> Figures | None:
         """Control's figures, if it is there and knows no less: one that has just started knows less than this edge."""
         merged = self._merged
-        if merged is None or now_s - self._merged_at_s > MERGED_S_MAX or merged.windows[-1].attempts < own_attempts - self._fresh():
+        if merged is None or now_s - self._merged_at_s > MERGED_S_MAX:
             return None
-        return merged
+        own_attempts = self._windows.counts.attempts(WINDOWS_S[-1], now_s)
+        return merged if merged.windows[-1].attempts >= own_attempts - self._fresh() else None
 
     def _fresh(self) -> int:
         """Attempts that control's figures cannot have yet."""

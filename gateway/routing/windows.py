@@ -44,6 +44,11 @@ class CountHistory:
         index = bisect_left(self._times, now_s - window_s)
         return self.total.minus(self._before[index]) if index < len(self._times) else NOTHING
 
+    def attempts(self, window_s: float, now_s: float) -> int:
+        """The same of attempts alone."""
+        index = bisect_left(self._times, now_s - window_s)
+        return self.total.attempts - self._before[index].attempts if index < len(self._times) else 0
+
     def windows(self, now_s: float) -> tuple[Counts, Counts, Counts, Counts]:
         """The counts over WINDOWS_S."""
         now, short, minute, long = (self.last(window_s, now_s) for window_s in WINDOWS_S)
