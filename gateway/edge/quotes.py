@@ -42,10 +42,10 @@ def quote(envelope: Envelope, choices: Sequence[Choice]) -> Quote:
 
 def worst_nanos(envelope: Envelope, choices: Sequence[Choice]) -> int:
     """The quote's amount alone."""
-    prompt_tokens, images, most = prompt_most(envelope), envelope.images, 0
     rivals = choices[0].rivals
     if len(choices) == rivals.number and not envelope.models:  # all of one model, so only its dearest ones need be asked
         choices = rivals.dearest
+    prompt_tokens, images, most = prompt_most(envelope), envelope.images, 0
     for choice in choices:
         nanos = choice.worst.nanos(prompt_tokens, completion_max(envelope, choice), images)
         if nanos > most:

@@ -68,9 +68,7 @@ class Entry(Generic[C]):
         return plan
 
     def plan_for(self, needs: Needs, rules: AccountRules) -> Plan[C]:
-        """For requests without wishes. Raises NoEndpointMatches."""
-        if self.suits_all(needs):
-            return self.plan(rules)
+        """For requests without wishes whose needs some endpoint may not suit. Raises NoEndpointMatches."""
         return self.board.plan(self._narrowed(self._mask(rules, NO_WISHES, NO_NEEDS, ()), needs))
 
     def plan_as_wished(self, wished: Wished, needs: Needs, rules: AccountRules, tiers: tuple[str, ...]) -> Plan[C]:

@@ -125,7 +125,7 @@ class Router(Generic[C]):
         Raises NoEndpointMatches (404), Throttled (429: all said when to come back), NoEndpointAvailable (503).
         """
         entry = self._entries[model.id]
-        plan = entry.plan_for(needs, rules)
+        plan = entry.plan(rules) if entry.suits_all(needs) else entry.plan_for(needs, rules)
         preferred = None if conversation is None else self._last_of(conversation, now_s)
         order = plan.choose(now_s, rng, preferred)
         if not order:
