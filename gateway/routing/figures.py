@@ -54,6 +54,9 @@ class Tally(msgspec.Struct, array_like=True, gc=False):
 
     def add(self, other: Tally) -> None:
         self.counts = self.counts.plus(other.counts)
+        self.add_sketches(other)
+
+    def add_sketches(self, other: Tally) -> None:
         merge(self.first_s, other.first_s)
         merge(self.rate, other.rate)
 

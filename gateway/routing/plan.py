@@ -333,7 +333,7 @@ class Plan(Generic[C]):
         return order
 
     def _beginning_with(self, seat: Seat[C]) -> tuple[C, ...]:
-        return (seat.choice, *(other.choice for other in self.built if other is not seat))
+        return (seat.choice, *[other.choice for other in self.built if other is not seat])
 
     def _with_preferred(self, preferred: Live) -> tuple[C, ...] | None:
         if len(self.built) == 1:

@@ -18,7 +18,7 @@ from gateway.domain.rules import NO_RULES, AccountRules
 from gateway.routing.arrangement import Arrangements
 from gateway.routing.breaker import BreakerRules
 from gateway.routing.entry import Entry, Masks
-from gateway.routing.figures import Merged, Observed
+from gateway.routing.figures import Merged, Observed, Tally
 from gateway.routing.filters import NO_NEEDS, Needs, traits_of
 from gateway.routing.known_wishes import Kept, KnownWishes, Wished
 from gateway.routing.live import Changes, Live
@@ -198,15 +198,19 @@ class Router(Generic[C]):
     def report(self, now_s: float) -> Observed:
         """What to tell control."""
         self._seq += 1
-        tallies = {endpoint_id: tally for endpoint_id, live in self._lives.items() if (tally := live.report(self._seq, now_s)) is not None}
-        states = {endpoint_id: live.breaker.state(now_s) for endpoint_id, live in self._lives.items()}
-        return Observed(
-            self._seq,
-            tallies,
-            {endpoint_id: live.inflight for endpoint_id, live in self._lives.items() if live.inflight},
-            tuple(endpoint_id for endpoint_id, state in states.items() if state == "ejected"),
-            tuple(endpoint_id for endpoint_id, state in states.items() if state == "held"),
-        )
+        tallies: dict[str, Tally] = {}
+        inflight: dict[str, int] = {}
+        ejected, held = list[str](), list[str]()
+        for endpoint_id, live in self._lives.items():
+            if not live.was_called:
+                continue
+            if (tally := live.report(self._seq, now_s)) is not None:
+                tallies[endpoint_id] = tally
+            if live.inflight:
+                inflight[endpoint_id] = live.inflight
+            if (state := live.breaker.state(now_s)) != "closed":
+                (ejected if state == "ejected" else held).append(endpoint_id)
+        return Observed(self._seq, tallies, inflight, tuple(ejected), tuple(held))
 
     def take(self, merged: Merged, edge: str, now_s: float) -> None:
         """Control's push, to the edge of this incarnation."""

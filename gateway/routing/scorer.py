@@ -159,6 +159,8 @@ def shares(costs: Sequence[float], ramps: Sequence[float], incumbent: int | None
     """
     loyal = [cost * (1 - LOYALTY) if i == incumbent else cost for i, cost in enumerate(costs)]
     found = _spread(loyal)
+    if min(ramps) >= 1.0:  # as nearly always
+        return found
     caps = [1.0 if ramp >= 1.0 else min(max(ramp, RAMP_LEAST), 2 / len(costs)) for ramp in ramps]
     excess = sum(max(0.0, share - cap) for share, cap in zip(found, caps, strict=True))
     if excess <= 0:

@@ -66,23 +66,27 @@ class CountHistory:
 class SketchWindow:
     """One histogram over the last `span_s` seconds, within a tenth."""
 
-    __slots__ = ("_slot_s", "_slots", "_sum")
+    __slots__ = ("_percentiles", "_slot_s", "_slots", "_sum")
 
     def __init__(self, span_s: float) -> None:
         self._slot_s = span_s / SLOTS
         self._slots: deque[tuple[int, Sketch]] = deque()
         self._sum: Sketch = {}
+        self._percentiles: Percentiles | None = None  # of what is in `_sum`; None: to be worked out
 
     def add(self, sketch: Sketch, now_s: float) -> None:
         slot = self._forget(now_s)
         if not self._slots or self._slots[-1][0] != slot:
             self._slots.append((slot, {}))
+        self._percentiles = None
         merge(self._slots[-1][1], sketch)
         merge(self._sum, sketch)
 
     def percentiles(self, now_s: float) -> Percentiles | None:
         self._forget(now_s)
-        return percentiles_of(quantiles(self._sum, SHARES))
+        if self._percentiles is None and self._sum:
+            self._percentiles = percentiles_of(quantiles(self._sum, SHARES))
+        return self._percentiles
 
     def quantiles(self, shares: tuple[float, ...], now_s: float, *, of_at_least: int) -> tuple[float, ...]:
         """Empty where there are fewer values than that."""
@@ -92,6 +96,7 @@ class SketchWindow:
     def _forget(self, now_s: float) -> int:
         slot = int(now_s // self._slot_s)
         while self._slots and self._slots[0][0] <= slot - SLOTS:
+            self._percentiles = None
             remove(self._sum, self._slots.popleft()[1])
         return slot
 
@@ -108,6 +113,10 @@ class EndpointWindows:
 
     def add(self, tally: Tally, now_s: float) -> None:
         self.counts.add(tally.counts, now_s)
+        self.add_sketches(tally, now_s)
+
+    def add_sketches(self, tally: Tally, now_s: float) -> None:
+        """Of a tally whose counts were added, or will be."""
         if tally.first_s:
             self.first_s.add(tally.first_s, now_s)
         if tally.rate:
