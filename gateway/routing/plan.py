@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Callable, Sequence
+from heapq import heapify, heapreplace
 from typing import Generic, Protocol, TypeVar
 
 from gateway.domain.catalog import Endpoint, Model
@@ -152,7 +153,7 @@ class Plan(Generic[C]):
         self._sharers: list[Sharer[C]] = []
         self._was_sharing = False  # by merit: then whoever joins is a newcomer
         self._cumulative: list[float] = []
-        self._probes: list[Seat[C]] = []
+        self._probes: list[tuple[float, int, Seat[C]]] = []  # a heap of those worth trying, by when they are due
         self._probe_at_s = 0.0
         self.built: tuple[Seat[C], ...] = ()  # the best first, those that may be tried alone; another object each time it is built
         self._aside: list[Seat[C]] = []  # the others
@@ -295,17 +296,19 @@ class Plan(Generic[C]):
         sharing = {sharer.seat.index for sharer in self._sharers}
         best = min((each.cost for each in self._scored.values() if each.estimate.known), default=None)
         cheapest = min((seat.price for seat in self.built), default=0) + PRICE_FLOOR
-        self._probes = []
+        found = []
         for seat in self.seats:
             if seat.index in sharing:
                 continue
             if seat.index not in self._scored:
-                self._probes.append(seat)  # half-open, as soon as its breaker says so
+                found.append(seat)  # half-open, as soon as its breaker says so
             elif best is not None:
                 best_case = quality_of((seat.price + PRICE_FLOOR) / cheapest, 1.0, 1.0, self._board.weights)
                 if best_case < best:
-                    self._probes.append(seat)
-        self._probe_at_s = min((self._due_s(seat) for seat in self._probes), default=float("inf"))
+                    found.append(seat)
+        self._probes = [(self._due_s(seat), seat.index, seat) for seat in found]
+        heapify(self._probes)
+        self._probe_at_s = self._probes[0][0] if found else float("inf")
 
     @staticmethod
     def _due_s(seat: Seat[C]) -> float:
@@ -313,7 +316,7 @@ class Plan(Generic[C]):
 
     def _explore(self, now_s: float) -> tuple[C, ...] | None:
         """An order that begins with an endpoint to find out about, if one is due and there is something left to spend."""
-        seat = min(self._probes, key=self._due_s)
+        seat = self._next_due()
         live = seat.live
         order = None
         if not live.breaker.admits(now_s):
@@ -329,8 +332,16 @@ class Plan(Generic[C]):
                 live.probe_gap_s = min(live.probe_gap_s * 2, PROBE_GAP_S_MAX)
         else:
             live.probe_at_s = now_s + 0.1
-        self._probe_at_s = min(self._due_s(each) for each in self._probes)
+        self._next_due()
         return order
+
+    def _next_due(self) -> Seat[C]:
+        """Who is due first. Without the plan being built anew a time can only move away: another plan may have tried it."""
+        probes = self._probes
+        while (due_s := self._due_s(probes[0][2])) > probes[0][0]:
+            heapreplace(probes, (due_s, *probes[0][1:]))
+        self._probe_at_s = probes[0][0]
+        return probes[0][2]
 
     def _beginning_with(self, seat: Seat[C]) -> tuple[C, ...]:
         return (seat.choice, *[other.choice for other in self.built if other is not seat])
