@@ -12,7 +12,8 @@ from typing import TypeVar
 from gateway.domain.metrics import METRICS, HistogramSample, Samples
 
 SERIES_MAX = 5000  # per metric; past it, figures go to one series labelled "other"
-FOLDS = 10  # of a histogram every so many calls of `fold`
+FOLDS = 10  # a histogram has its turn every so many calls of `fold`
+BUSY = 100  # values between two turns, from which on it is folded at each call: many at once would hold up whoever waits
 FEW = 8  # values, under which they are counted one by one: sorting pays for more
 
 Labels = tuple[str, ...]
@@ -34,12 +35,14 @@ class Counter:
 class Histogram:
     """`observe` only notes a value, which is a call of C; `fold` counts what was noted, many at a time."""
 
-    __slots__ = ("bounds", "counts", "is_told", "noted", "observe", "sum")
+    __slots__ = ("_before", "bounds", "counts", "is_busy", "is_told", "noted", "observe", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+        self.is_busy = False
+        self._before = 0  # values at the end of the last turn
         self.is_told = False  # whether control knows all that was folded
         self.noted: list[float] = []
         self.observe: Callable[[float], None] = self.noted.append
@@ -65,6 +68,12 @@ class Histogram:
             below = upto
         self.counts[-1] += len(values) - below
 
+    def end_turn(self) -> None:
+        """See whether there was much since the last turn."""
+        number = sum(self.counts)
+        self.is_busy = number - self._before >= BUSY
+        self._before = number
+
 
 class Telemetry:
     """All counters, gauges and histograms of one process."""
@@ -75,7 +84,8 @@ class Telemetry:
         self._gauges: dict[tuple[str, ...], Callable[[], tuple[dict[Labels, float], ...]]] = {}
         self._gauges_told: dict[str, dict[Labels, float]] = {}
         self._all: list[Histogram] = []
-        self._next = 0  # of these, to be folded
+        self._next = 0  # of these, whose turn it is
+        self._busy: list[Histogram] = []
         self._is_new = True  # nothing was told to this control yet
 
     def counter(self, name: str, *labels: str) -> Counter:
@@ -109,12 +119,19 @@ class Telemetry:
         self._gauges[names] = read
 
     def fold(self) -> None:
-        """Count what a tenth of the histograms have noted, in turn. Called ten times a second; `samples` counts all."""
+        """Count what was noted by a tenth of the histograms, in turn, and by the busy ones. Called ten times a second."""
+        for child in self._busy:
+            child.fold()
         end = self._next + -(-len(self._all) // FOLDS)
         for child in self._all[self._next : end]:
-            if child.noted:
+            if child.noted or child.is_busy:
                 child.fold()
-        self._next = end if end < len(self._all) else 0
+                child.end_turn()
+        if end < len(self._all):
+            self._next = end
+        else:
+            self._next = 0
+            self._busy = [child for child in self._all if child.is_busy]
 
     def joined(self) -> None:
         """Whoever is told of figures knows none yet."""
