@@ -6,7 +6,8 @@ The stages are the edge's own functions inside `bench.replay`, each wrapped with
 what the clocks cost. That is the difference between the wrapped path and the bare one, spread over the wrapped calls; what they cost
 around an empty function is printed beside it: the rest of it is what code loses by being called through a wrapper, and the larger it is,
 the less a stage of many calls is to be believed. `rest` is what no stage covers. Of the runs, bare and wrapped in turn, the quickest
-count, for noise only adds. A stage whose function is not there any more is named, not left out silently.
+count, for noise only adds. A stage whose function is not there any more is named, not left out silently. Below the stages stands what the
+choice among 8 endpoints costs with each kind of wish (`bench.decisions`), the reading of the wishes included: the median over batches.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 import msgspec
 import uvloop
 
+from bench.decisions import ENDPOINTS, TARGET_US, decisions_us
 from bench.replay import Replay
 
 # Stage -> the functions it is, as module:name. What a function calls counts to it unless that is another stage.
@@ -252,6 +254,9 @@ def main() -> None:
     for name, (parts, target_us) in SUMS.items():
         took_us = sum(found.stages.get(part, 0.0) for part in parts)
         print(f"{name:30}{took_us:8.2f} us  target {target_us:.0f}  {'met' if took_us <= target_us else 'MISSED'}")
+    print(f"\nselection among {ENDPOINTS} endpoints with wishes, target {TARGET_US:.0f}")
+    for name, took_us in decisions_us(wish.runs).items():
+        print(f"{name:30}{took_us:8.2f} us  {'met' if took_us <= TARGET_US else 'MISSED'}")
     for each in found.missing:
         print(f"not there: {each}")
 

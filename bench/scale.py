@@ -1,13 +1,15 @@
 """Cost curves: edges, open idle streams, keys, endpoints, rivals; a superlinear term shows as a rising column.
 
-    python -m bench.scale [--curves edges,streams,keys,endpoints,rivals] [--seconds 5] [--top 1.0] [--ends]
+    python -m bench.scale [--curves edges,streams,keys,endpoints,rivals] [--seconds 5] [--top 1.0] [--ends] [--per-s 2000]
 
 Each point is a fresh gateway with everything on, on one core (edges: not pinned). Streams: the CPU of an open stream that has had its
 first event and waits, per second and above that of the gateway at rest, and the memory it takes in the edge. The rest: CPU per JSON
-request, in a closed loop. Of keys and endpoints all are in use: keys take turns, one a request, and have been used once before (that
-first time has a column of its own, for it asks control); endpoints have had some requests each. Endpoints are those of the whole
-catalog, RIVALS of each model, whose models take turns; rivals are the endpoints of one model. Requests/s is shown, and means nothing on
-a shared machine. `--top 0.01` ends each curve at a hundredth, `--ends` leaves out what is between. JSON goes to `bench/results/`.
+request, in a closed loop, or at an even rate (`--per-s`): in a closed loop what makes requests dearer makes them fewer, so that each
+bears more of what is done each second, and finds its peers asleep. Of keys and endpoints all are in use: keys take turns, one a request,
+and have been used once before (that first time has a column of its own, for it asks control); endpoints have had some requests each.
+Endpoints are those of the whole catalog, RIVALS of each model, whose models take turns; rivals are the endpoints of one model. Requests/s
+is shown, and means nothing on a shared machine. `--top 0.01` ends each curve at a hundredth, `--ends` leaves out what is between. JSON
+goes to `bench/results/`.
 """
 
 from __future__ import annotations
@@ -80,19 +82,27 @@ class Curves(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyedConnection(LoadConnection):
-    """Each request is the next one."""
+    """Each request is the next one, sent when its predecessor was answered and `gap_s` after that one was due."""
 
-    def __init__(self, target: Target, requests: Iterator[bytes], tally: Tally) -> None:
+    def __init__(self, target: Target, requests: Iterator[bytes], tally: Tally, gap_s: float) -> None:
         super().__init__(target, b"", tally)
         self._requests = requests
+        self._gap_s = gap_s
+        self._due_s = asyncio.get_running_loop().time()
 
     def _send(self) -> None:
-        self._request = next(self._requests)
-        super()._send()
+        loop = asyncio.get_running_loop()
+        now_s, due_s = loop.time(), self._due_s
+        if due_s > now_s:
+            loop.call_at(due_s, self._send)
+        elif not self.stopped:
+            self._due_s = max(due_s, now_s - self._gap_s) + self._gap_s  # what is late is not made up for in a burst
+            self._request = next(self._requests)
+            super()._send()
 
 
-async def point(curve: str, number: int, seconds: float, progress: Progress) -> Point:
-    """One point. Raises ChildFailed, OSError, TimeoutError."""
+async def point(curve: str, number: int, seconds: float, progress: Progress, per_s: float | None = None) -> Point:
+    """One point; `per_s`: requests at an even rate. Raises ChildFailed, OSError, TimeoutError."""
     cores, began = choose_cores(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="scale-") as name:
         folder = Path(name)
@@ -117,7 +127,8 @@ async def point(curve: str, number: int, seconds: float, progress: Progress) -> 
             else:
                 keys = add_keys(folder / "gateway.db", key, number) if curve == "keys" else [key]
                 models = models_of(number, RIVALS) if curve == "endpoints" else models_of(1, 1)
-                found = await _requests(curve, target, pid, number, list(requests_of(target, keys, models)), seconds, progress)
+                gap_s = CONNECTIONS / per_s if per_s is not None else 0.0
+                found = await _requests(curve, target, pid, number, list(requests_of(target, keys, models)), gap_s, seconds, progress)
             return msgspec.structs.replace(found, setup_s=found.setup_s - began)
 
 
@@ -157,13 +168,15 @@ def requests_of(target: Target, keys: Sequence[str], models: Sequence[str]) -> I
         yield msgspec.structs.replace(target, body=bodies[number % len(models)], headers=headers).request()
 
 
-async def _requests(curve: str, target: Target, pid: int, number: int, asked: Sequence[bytes], seconds: float, progress: Progress) -> Point:
+async def _requests(
+    curve: str, target: Target, pid: int, number: int, asked: Sequence[bytes], gap_s: float, seconds: float, progress: Progress
+) -> Point:
     tally, requests = Tally(), itertools.cycle(asked)
     loop, opened = asyncio.get_running_loop(), []
     first_us = None
     try:
         for _ in range(CONNECTIONS):
-            _, connection = await loop.create_connection(partial(KeyedConnection, target, requests, tally), *target.address)
+            _, connection = await loop.create_connection(partial(KeyedConnection, target, requests, tally, gap_s), *target.address)
             opened.append(connection)
         cpu = cpu_by_process(pid)
         first = 0 if curve == "edges" else number
@@ -294,7 +307,7 @@ async def main(wish: argparse.Namespace) -> int:
 
         progress("starts")
         try:
-            points.append(await point(curve, number, wish.seconds, progress))
+            points.append(await point(curve, number, wish.seconds, progress, wish.per_s))
         except (TimeoutError, RuntimeError, OSError) as error:
             print(f"\nwithout {curve} {number:,}: {error or type(error).__name__}", file=sys.stderr)
             continue
@@ -316,5 +329,6 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=5.0, help="of one point")
     parser.add_argument("--top", type=float, default=1.0, help="share of each curve's largest number to end at")
     parser.add_argument("--ends", action="store_true", help="of each curve only the ends, and what is compared")
+    parser.add_argument("--per-s", type=float, default=None, help="requests at an even rate instead of a closed loop")
     parser.add_argument("--out", type=Path, default=None)
     sys.exit(uvloop.run(main(parser.parse_args())))

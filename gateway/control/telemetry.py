@@ -123,9 +123,10 @@ class Telemetry:
                 self._retire(incarnation)
 
     def report(self, incarnation: str, samples: Samples) -> None:
+        """All figures of an edge, or what changed of them since its last report."""
         process = self._processes.get(incarnation)
         if process is not None:
-            process.samples = samples
+            process.samples = process.samples.changed_by(samples)
             self._changed = True
 
     def supervisor_started(self, starts: Mapping[str, int]) -> None:

@@ -123,3 +123,17 @@ class Samples(msgspec.Struct, frozen=True):
 
     numbers: dict[str, dict[tuple[str, ...], float]] = {}
     histograms: dict[str, dict[tuple[str, ...], HistogramSample]] = {}
+    whole: bool = True  # otherwise these changed and all others stand; of a gauge all label values are named
+
+    def changed_by(self, changes: Samples) -> Samples:
+        """These after `changes`. New objects where anything is different, so that others may be reading the old ones."""
+        if changes.whole:
+            return changes
+        numbers, histograms = dict(self.numbers), dict(self.histograms)
+        for name, series in changes.numbers.items():
+            metric = METRICS.get(name)
+            is_gauge = metric is not None and metric.kind == "gauge"
+            numbers[name] = series if is_gauge else {**numbers.get(name, {}), **series}
+        for name, found in changes.histograms.items():
+            histograms[name] = {**histograms.get(name, {}), **found}
+        return Samples(numbers=numbers, histograms=histograms, whole=self.whole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class AccountRules(msgspec.Struct, frozen=True, omit_defaults=True):
+class AccountRules(msgspec.Struct, frozen=True, omit_defaults=True, cache_hash=True):
     """What an account allows. A request can only tighten it. Where nobody said, `NO_RULES` is meant, that very object."""
 
     train_paid: bool = False  # endpoints may train on prompts, or their policy is not known

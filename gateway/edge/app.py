@@ -36,7 +36,7 @@ from gateway.log import Log
 from gateway.routing.budget import RetryBudget
 from gateway.routing.figures import Observed
 from gateway.routing.router import Router
-from gateway.routing.standing import endpoint_states, endpoint_weights
+from gateway.routing.standing import endpoint_figures
 from gateway.settings import Settings
 
 SWEEP_S = 1.0
@@ -129,7 +129,7 @@ class Edge:
             slot=self._args.slot,
             incarnation=self._args.incarnation,
             pid=os.getpid(),
-            samples=self._telemetry.samples,
+            samples=lambda: self._telemetry.changed() if self._link.takes_changes else self._telemetry.samples(),
             on_welcome=self._on_welcome,
             on_key_changed=lambda digest, key: self._keys.change(digest, key),
             on_catalog=self._on_catalog,
@@ -201,11 +201,13 @@ class Edge:
         self._telemetry.gauge("gateway_inflight_requests", lambda: {(): self._server.inflight})
         self._telemetry.gauge("gateway_inflight_attempts", self._providers.calls)
         self._telemetry.gauge("gateway_tasks", lambda: {("edge",): len(asyncio.all_tasks())})
-        self._telemetry.gauge("gateway_endpoint_state", lambda: endpoint_states(self._router, self._loop.time()))
-        self._telemetry.gauge("gateway_endpoint_weight", lambda: endpoint_weights(self._router, self._loop.time()))
+        self._telemetry.gauges(
+            ("gateway_endpoint_state", "gateway_endpoint_weight"), lambda: endpoint_figures(self._router, self._loop.time())
+        )
 
     def _on_welcome(self, catalog: Catalog, control: str) -> None:
         self._keys.forget()
+        self._telemetry.joined()
         self._admission.on_welcome()
         self._told_control = False
         # What happened without a link cannot be told any more as if it had happened just now; this edge has it in its own windows.

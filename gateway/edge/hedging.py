@@ -19,7 +19,7 @@ from gateway.edge.caller import CallerConnection
 from gateway.edge.exchange import InferenceExchange
 from gateway.edge.heads import RequestHead
 from gateway.edge.parts import Parts
-from gateway.edge.quotes import MESSAGE_TOKENS, completion_max
+from gateway.edge.quotes import completion_max, prompt_most
 from gateway.edge.relay import StreamAttempt
 from gateway.edge.selection import remaining
 from gateway.edge.settlement import usage_of
@@ -28,7 +28,6 @@ from gateway.edge.telemetry import Telemetry
 from gateway.ledger.pricing import cost
 from gateway.routing.budget import HedgeBudget
 from gateway.routing.router import Router
-from gateway.routing.wishes import NO_WISHES, read_wishes, routed
 from gateway.wire.envelope import Envelope, Kind
 from gateway.wire.usage import BYTES_PER_TOKEN
 
@@ -249,8 +248,7 @@ class HedgedExchange(InferenceExchange):
 
     def _most_nanos(self, choice: Choice, envelope: Envelope) -> int:
         """What this one can cost without serving: of a stream its prompt, for the first token ends the race."""
-        prompt_tokens = envelope.prompt_bytes_max + MESSAGE_TOKENS * (envelope.messages or 1)
-        return choice.worst.nanos(prompt_tokens, 0 if self.streaming else completion_max(envelope, choice), envelope.images)
+        return choice.worst.nanos(prompt_most(envelope), 0 if self.streaming else completion_max(envelope, choice), envelope.images)
 
     def _spend(self, race: _Race, lost: Attempt, tokens: int) -> None:
         """What the one that did not serve is taken to have cost: the prompt, and as many tokens as the answer that came before its own."""
@@ -266,8 +264,8 @@ class HedgedExchange(InferenceExchange):
 
 def names_an_order(envelope: Envelope, router: Router[Choice]) -> bool:
     """Whether the caller wishes endpoints to be tried in an order of its own, or one alone."""
-    wishes = routed(read_wishes(envelope.provider) if envelope.provider is not None else NO_WISHES, envelope.route)
-    if wishes.order or wishes.sort is not None or wishes.allow_fallbacks is False:
+    wished = router.wishes.find(envelope.provider, envelope.route)
+    if wished.order or wished.wishes.sort is not None or wished.alone:
         return True
     try:
         return router.resolve(envelope.model).sort is not None

@@ -29,7 +29,7 @@ def quote(envelope: Envelope, choices: Sequence[Choice]) -> Quote:
     The prompt is held at a token per byte however large the balance: at an estimate, as many callers at once as a
     balance has holds for could spend four times of it.
     """
-    prompt_tokens = envelope.prompt_bytes_max + MESSAGE_TOKENS * (envelope.messages or 1)
+    prompt_tokens = prompt_most(envelope)
     most, dearest, completion = -1, choices[0], 0
     for choice in choices:
         tokens = completion_max(envelope, choice)
@@ -42,13 +42,20 @@ def quote(envelope: Envelope, choices: Sequence[Choice]) -> Quote:
 
 def worst_nanos(envelope: Envelope, choices: Sequence[Choice]) -> int:
     """The quote's amount alone."""
-    prompt_tokens = envelope.prompt_bytes_max + MESSAGE_TOKENS * (envelope.messages or 1)
-    images, most = envelope.images, 0
+    rivals = choices[0].rivals
+    if len(choices) == rivals.number and not envelope.models:  # all of one model, so only its dearest ones need be asked
+        choices = rivals.dearest
+    prompt_tokens, images, most = prompt_most(envelope), envelope.images, 0
     for choice in choices:
         nanos = choice.worst.nanos(prompt_tokens, completion_max(envelope, choice), images)
         if nanos > most:
             most = nanos
     return most
+
+
+def prompt_most(envelope: Envelope) -> int:
+    """The most tokens that the prompt may have, with what a template adds."""
+    return envelope.prompt_bytes_max + MESSAGE_TOKENS * (envelope.messages or 1)
 
 
 def completion_max(envelope: Envelope, choice: Choice) -> int:

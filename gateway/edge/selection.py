@@ -10,7 +10,6 @@ from gateway.domain.keys import KeyRecord
 from gateway.edge.snapshots import Choice
 from gateway.routing.filters import Needs
 from gateway.routing.router import Router
-from gateway.routing.wishes import NO_WISHES, read_wishes, routed
 from gateway.wire.envelope import Envelope
 
 BYTES_PER_TOKEN_MOST = 8  # a low estimate: where it is in doubt whether a prompt fits, the provider decides
@@ -30,9 +29,9 @@ def select(envelope: Envelope, key: KeyRecord, session_id: str, router: Router[C
         conversation = conversation_of(envelope, key, session_id, model.id) if router.caches(model) else None
         return router.rank(model, now_s=now_s, rng=random, needs=needs, rules=key.rules, conversation=conversation)
     models = [router.resolve(name) for name in (envelope.model, *envelope.models)]
-    wishes = routed(read_wishes(envelope.provider) if envelope.provider is not None else NO_WISHES, envelope.route)
+    wished = router.wishes.find(envelope.provider, envelope.route)
     conversation = conversation_of(envelope, key, session_id, models[0].model.id) if router.caches(models[0].model) else None
-    return router.rank_as_wished(models, wishes, now_s=now_s, rng=random, needs=needs, rules=key.rules, conversation=conversation)
+    return router.rank_as_wished(models, wished, now_s=now_s, rng=random, needs=needs, rules=key.rules, conversation=conversation)
 
 
 def conversation_of(envelope: Envelope, key: KeyRecord, session_id: str, model_id: str) -> Hashable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -72,6 +72,26 @@ class Keys:
         self._unknown.clear()
 
 
+class Rivals:
+    """The endpoints of one model that are in service."""
+
+    __slots__ = ("dearest", "number")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.dearest: tuple[Choice, ...] = ()  # whatever is asked, the one that can cost most is among these
+
+    def are(self, choices: Sequence[Choice]) -> None:
+        """These, in this order."""
+        self.number = len(choices)
+        dearest: list[Choice] = []
+        for choice in choices:
+            if not any(each.costs_as_much_as(choice) for each in dearest):
+                dearest = [each for each in dearest if not choice.costs_as_much_as(each)]
+                dearest.append(choice)
+        self.dearest = tuple(dearest)
+
+
 class Choice(msgspec.Struct, frozen=True):
     """An endpoint that may serve, with its model and what it can cost at most."""
 
@@ -84,6 +104,7 @@ class Choice(msgspec.Struct, frozen=True):
     prompt_tokens_most: int  # that it may say to have read
     limit_name: str | None  # the only name of the token limit that it knows; None: both, or nobody said
     shape: Shape  # of its events
+    rivals: Rivals  # itself among them
 
     @property
     def context_length(self) -> int:
@@ -94,16 +115,31 @@ class Choice(msgspec.Struct, frozen=True):
         """Whether nobody knows how much it makes of its own accord."""
         return self.completion_tokens_max < self.completion_tokens_most
 
+    def costs_as_much_as(self, other: Choice) -> bool:
+        """Or more, whatever is asked."""
+        mine, its = self.worst, other.worst
+        return (
+            mine.prompt >= its.prompt
+            and mine.completion >= its.completion
+            and mine.fixed >= its.fixed
+            and mine.image >= its.image
+            and self.completion_tokens_max >= other.completion_tokens_max
+            and self.completion_tokens_most >= other.completion_tokens_most
+        )
+
 
 def choices_of(catalog: Catalog, router: Router[Choice], in_service: Callable[[Endpoint], bool]) -> dict[str, list[Choice]]:
     """By model id, the endpoints whose provider can be reached."""
-    return {
-        model.id: [_choice(model, endpoint, router.live(endpoint)) for endpoint in model.endpoints if in_service(endpoint)]
-        for model in catalog.models.values()
-    }
+    found: dict[str, list[Choice]] = {}
+    for model in catalog.models.values():
+        rivals = Rivals()
+        choices = [_choice(model, endpoint, router.live(endpoint), rivals) for endpoint in model.endpoints if in_service(endpoint)]
+        rivals.are(choices)
+        found[model.id] = choices
+    return found
 
 
-def _choice(model: Model, endpoint: Endpoint, live: Live) -> Choice:
+def _choice(model: Model, endpoint: Endpoint, live: Live, rivals: Rivals) -> Choice:
     ceiling = endpoint.max_completion_tokens or model.max_completion_tokens or endpoint.context_length
     known = [name for name in ("max_tokens", "max_completion_tokens") if name in endpoint.supported_parameters]
     return Choice(
@@ -116,4 +152,5 @@ def _choice(model: Model, endpoint: Endpoint, live: Live) -> Choice:
         prompt_tokens_most=2 * endpoint.room,  # no tokenizer is that far off, a mistaken or hostile count is
         limit_name=known[0] if len(known) == 1 else None,
         shape=Shape(),
+        rivals=rivals,
     )

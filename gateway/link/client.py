@@ -84,6 +84,7 @@ class LinkClient:
         answer_s: float = ANSWER_S,
     ) -> None:
         self.joined = False
+        self.takes_changes = False  # whether `samples` may leave out what stands since it was last asked for, after the first time
         self.content_dropped = 0  # messages
         self.on_welcome = on_welcome
         self.on_key_changed = on_key_changed
@@ -201,6 +202,7 @@ class LinkClient:
                 raise LinkError("an unexpected welcome")
             self.joined = True
             self._takes_observations, self._takes_content = message.takes_observations, message.takes_content
+            self.takes_changes = message.takes_changes
             connection.welcome.set()
             self.on_welcome(message.catalog, message.control)
             self._report_each_second()

@@ -38,6 +38,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
     control: str  # control's own incarnation
     takes_observations: bool = False  # whether it knows Observation; a control of an earlier version does not
     takes_content: bool = False  # the same for Content
+    takes_changes: bool = False  # whether a Report may hold only what changed since the last one
 
 
 class Unwelcome(msgspec.Struct, frozen=True, tag="unwelcome"):
@@ -73,7 +74,9 @@ class CatalogChanged(msgspec.Struct, frozen=True, tag="catalog_changed"):
 
 
 class Report(msgspec.Struct, frozen=True, tag="report"):
-    """Edge -> control, each second and once before it leaves: all its figures since it started."""
+    """Edge -> control, each second and once before it leaves: all its figures since it started, or what changed of them
+    since the last report on this connection.
+    """
 
     samples: Samples
 

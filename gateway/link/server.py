@@ -330,6 +330,7 @@ class _EdgeConnection(asyncio.Protocol):
             control=self._server.incarnation,
             takes_observations=True,
             takes_content=True,
+            takes_changes=True,
         )
         self.write(frame(welcome))
         self._server.joined(self, hello)

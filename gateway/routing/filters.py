@@ -83,11 +83,6 @@ def traits_of(model: Model, endpoint: Endpoint, provider: Provider) -> Traits:
     )
 
 
-def means(slug: str, traits: Traits) -> bool:
-    """Whether a caller's slug means this endpoint: its tag, its provider's slug or its provider's name, in any case."""
-    return slug.casefold() in traits.names
-
-
 class Cause(NamedTuple):
     """Why nothing is left."""
 

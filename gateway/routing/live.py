@@ -24,6 +24,7 @@ PERCENTILES_S = 5.0  # they move slowly, and sorting a histogram costs 20 us
 PERCENTILES_S_UNKNOWN = 0.5  # of an empty one it costs nothing
 SURPRISE_TIMES = 0.6  # a first token in so small a part of what was expected asks for another look
 PROBE_GAP_S, PROBE_GAP_S_FAILED, PROBE_GAP_S_MAX = 0.5, 2.0, 16.0
+SKETCHES_S = 1.0  # histograms are counted in no more often, but for whoever reads them
 LIMIT_SPAN_S, LIMIT_CALLS = 2.0, 5  # over which a rate that was accepted is taken
 STARTS_MAX = 20  # half seconds
 
@@ -58,6 +59,7 @@ class Live:
         "_prompt_tokens",
         "_rate_sketch",
         "_serial",
+        "_sketches_at_s",
         "_starts",
         "_throttled",
         "_throttled_total",
@@ -102,7 +104,12 @@ class Live:
         self._merged_at_s = float("-inf")
         self._percentiles: tuple[Percentiles | None, Percentiles | None] = (None, None)
         self._percentiles_until_s = float("-inf")
-        self._clear()
+        self._ok = self._failed = self._throttled = 0
+        self._firsts = self._first_us = self._prompt_tokens = 0
+        self._answers = self._tokens = self._gen_us = 0
+        self._first_sketch: dict[int, int] = {}
+        self._rate_sketch: dict[int, int] = {}
+        self._sketches_at_s = float("-inf")  # when they are due to be counted in
 
     def __repr__(self) -> str:
         return f"<Live {self.endpoint_id} {self.breaker!r} first {self.expected_s * 1000:.0f}ms inflight {self.inflight}>"
@@ -222,14 +229,17 @@ class Live:
         """The counts to judge by, calls that are overdue included. Percentiles are in `percentiles`."""
         self._roll(now_s)
         counts = NOTHING
-        figures = Figures(self._windows.counts.windows(now_s))
-        if (merged := self._believed(figures.windows[-1].attempts, now_s)) is not None:
-            figures, counts = merged, self._unsent.counts
+        if (merged := self._believed(now_s)) is not None:
+            windows, counts = merged.windows, self._unsent.counts
             for _, unseen in self._unseen:
                 counts = counts.plus(unseen)
-        if self._waiting:
-            counts = counts.plus(self._overdue(figures.windows[-1], now_s))
-        windows = figures.windows if counts == NOTHING else figures.plus(counts).windows
+        else:
+            windows = self._windows.counts.windows(now_s)
+        if self._waiting and (overdue := self._overdue(windows[-1], now_s)) is not NOTHING:
+            counts = counts.plus(overdue)
+        if counts != NOTHING:
+            now, short, minute, long = windows
+            windows = (now.plus(counts), short.plus(counts), minute.plus(counts), long.plus(counts))
         breaker = self.breaker
         return Figures(windows, None, None, self.inflight, breaker.failures_in_a_row, breaker.successes_in_a_row)
 
@@ -238,8 +248,9 @@ class Live:
         if now_s >= self._percentiles_until_s:
             self._percentiles_until_s = now_s + PERCENTILES_S
             self._roll(now_s)
+            self._roll_sketches(now_s)
             windows = self._windows
-            merged = self._believed(windows.counts.last(WINDOWS_S[-1], now_s).attempts, now_s)
+            merged = self._believed(now_s)
             if merged is not None:
                 self._percentiles = merged.first_s, merged.rate
             else:
@@ -264,6 +275,8 @@ class Live:
     def report(self, seq: int, now_s: float) -> Tally | None:
         """What happened since the last report, for control; None: nothing."""
         self._roll(now_s)
+        if self._first_sketch or self._rate_sketch:
+            self._roll_sketches(now_s)
         tally = self._unsent
         if tally.counts == NOTHING:
             return None
@@ -280,28 +293,24 @@ class Live:
 
     # Within.
 
-    def _believed(self, own_attempts: int, now_s: float) -> Figures | None:
+    def _believed(self, now_s: float) -> Figures | None:
         """Control's figures, if it is there and knows no less: one that has just started knows less than this edge."""
         merged = self._merged
-        if merged is None or now_s - self._merged_at_s > MERGED_S_MAX or merged.windows[-1].attempts < own_attempts - self._fresh():
+        if merged is None or now_s - self._merged_at_s > MERGED_S_MAX:
             return None
-        return merged
+        own_attempts = self._windows.counts.attempts(WINDOWS_S[-1], now_s)
+        return merged if merged.windows[-1].attempts >= own_attempts - self._fresh() else None
 
     def _fresh(self) -> int:
         """Attempts that control's figures cannot have yet."""
         return self._unsent.counts.attempts + sum(counts.attempts for _, counts in self._unseen)
 
-    def _clear(self) -> None:
-        self._ok = self._failed = self._throttled = 0
-        self._firsts = self._first_us = self._prompt_tokens = 0
-        self._answers = self._tokens = self._gen_us = 0
-        self._first_sketch: dict[int, int] = {}
-        self._rate_sketch: dict[int, int] = {}
-
     def _roll(self, now_s: float) -> None:
         """Move what was counted lately into the windows and the next report."""
         if not self._starts or now_s - self._starts[-1][0] >= 0.5:
             self._starts.append((now_s, self._begun - self._throttled_total))
+        if now_s >= self._sketches_at_s and (self._first_sketch or self._rate_sketch):
+            self._roll_sketches(now_s)
         if not (self._ok or self._firsts or self._failed or self._throttled):
             return
         counts = Counts(
@@ -315,10 +324,19 @@ class Live:
             self._tokens,
             self._gen_us,
         )
-        tally = Tally(counts, self._first_sketch, self._rate_sketch)
-        self._clear()
-        self._windows.add(tally, now_s)
-        self._unsent.add(tally)
+        self._ok = self._failed = self._throttled = 0
+        self._firsts = self._first_us = self._prompt_tokens = 0
+        self._answers = self._tokens = self._gen_us = 0
+        self._windows.counts.add(counts, now_s)
+        self._unsent.counts = self._unsent.counts.plus(counts)
+
+    def _roll_sketches(self, now_s: float) -> None:
+        """The same of histograms: seldom, for it takes longer, and percentiles move slowly."""
+        tally = Tally(NOTHING, self._first_sketch, self._rate_sketch)
+        self._first_sketch, self._rate_sketch = {}, {}
+        self._sketches_at_s = now_s + SKETCHES_S
+        self._windows.add_sketches(tally, now_s)
+        self._unsent.add_sketches(tally)
 
     def _end(self, attempt: int) -> None:
         self.inflight -= 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Callable, Sequence
+from heapq import heapify, heapreplace
 from typing import Generic, Protocol, TypeVar
 
 from gateway.domain.catalog import Endpoint, Model
@@ -54,13 +55,14 @@ def blended(endpoint: Endpoint) -> int:
 class Seat(Generic[C]):
     """One endpoint of a board."""
 
-    __slots__ = ("choice", "index", "live", "price")
+    __slots__ = ("choice", "index", "labels", "live", "price")
 
     def __init__(self, index: int, choice: C, live: Live) -> None:
         self.index = index
         self.choice = choice
         self.live = live
         self.price = blended(choice.endpoint)
+        self.labels: tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]] | None = None  # in figures, once it has some
 
 
 class Board(Generic[C]):
@@ -129,20 +131,21 @@ class Plan(Generic[C]):
         "_incumbent",
         "_probe_at_s",
         "_probes",
-        "_ranked",
         "_scored",
-        "_seats",
         "_sharers",
         "_alone",
+        "_aside",
         "_until_s",
         "_was_sharing",
+        "built",
         "held_until_s",
+        "seats",
     )
 
     def __init__(self, board: Board[C], seats: tuple[Seat[C], ...]) -> None:
         self._board = board
         self._changes = board.changes
-        self._seats = seats
+        self.seats = seats
         self._alone = [Sharer(seats[0], 1.0, (seats[0].choice,))] if len(seats) == 1 else []
         self._until_s = float("-inf")
         self._built_at_change = -1
@@ -150,9 +153,10 @@ class Plan(Generic[C]):
         self._sharers: list[Sharer[C]] = []
         self._was_sharing = False  # by merit: then whoever joins is a newcomer
         self._cumulative: list[float] = []
-        self._probes: list[Seat[C]] = []
+        self._probes: list[tuple[float, int, Seat[C]]] = []  # a heap of those worth trying, by when they are due
         self._probe_at_s = 0.0
-        self._ranked: tuple[Seat[C], ...] = ()  # the best first, those that may be tried alone
+        self.built: tuple[Seat[C], ...] = ()  # the best first, those that may be tried alone; another object each time it is built
+        self._aside: list[Seat[C]] = []  # the others
         self._scored: dict[int, Scored] = {}
         self.held_until_s = 0.0  # when the first one may be tried again, where none may be now; else 0
 
@@ -186,18 +190,28 @@ class Plan(Generic[C]):
         return sharer.order or self._order_of(sharer)
 
     def ranked(self, now_s: float) -> tuple[Seat[C], ...]:
-        """The seats that may be tried, the best first, then those whose breaker admits a probe; for orders of other kinds."""
+        """The seats that may be tried, the best first, then those whose breaker admits a probe; for orders of other kinds.
+
+        Without such ones this is `built`, the very object: whoever keeps what he made of it sees by that whether it still holds.
+        """
         if now_s >= self._until_s or self._built_at_change != self._changes.count:
             self.rebuild(now_s)
-        if len(self._ranked) == len(self._seats):
-            return self._ranked
-        ranked = set(self._ranked)
-        return (*self._ranked, *(seat for seat in self._seats if seat not in ranked and seat.live.breaker.admits_probe(now_s)))
+        probes = [seat for seat in self._aside if seat.live.breaker.admits_probe(now_s)] if self._aside else None
+        return (*self.built, *probes) if probes else self.built
+
+    def estimate(self, seat: Seat[C], now_s: float) -> Estimate:
+        """What was known of a seat when this was built."""
+        scored = self._scored.get(seat.index)
+        return scored.estimate if scored is not None else self._board.estimate(seat, now_s)
 
     def scored(self) -> list[tuple[Seat[C], Scored | None, float]]:
         """Every seat with its score (None: it may not be tried now) and its share, for whoever wants an explanation."""
-        by_index = {sharer.seat.index: sharer.share for sharer in self._sharers}
-        return [(seat, self._scored.get(seat.index), by_index.get(seat.index, 0.0)) for seat in self._seats]
+        shares = self.shares()
+        return [(seat, self._scored.get(seat.index), shares.get(seat.index, 0.0)) for seat in self.seats]
+
+    def shares(self) -> dict[int, float]:
+        """By index of seat, of those that have a share."""
+        return {sharer.seat.index: sharer.share for sharer in self._sharers}
 
     def leader(self) -> Seat[C] | None:
         """Who gets the largest share."""
@@ -209,8 +223,8 @@ class Plan(Generic[C]):
         """Share the traffic out anew from the figures of this moment."""
         board = self._board
         usable = self._usable(now_s)
-        if len(self._seats) == 1 and usable and not explain:  # nothing to compare: a request for the only one there is stays cheap
-            self._scored, self._ranked = {}, self._seats
+        if len(self.seats) == 1 and usable and not explain:  # nothing to compare: a request for the only one there is stays cheap
+            self._scored, self.built, self._aside = {}, self.seats, []
             self._sharers = self._alone
             self._built_at_change = self._changes.count
             return
@@ -218,9 +232,10 @@ class Plan(Generic[C]):
         if usable:
             scored = score([seat.price for seat in usable], estimates, board.weights)
             self._scored = {seat.index: each for seat, each in zip(usable, scored, strict=True)}
-            self._ranked = tuple(sorted(usable, key=lambda seat: self._scored[seat.index].cost))
+            self.built = tuple(sorted(usable, key=lambda seat: self._scored[seat.index].cost))
         else:
-            self._scored, self._ranked = {}, ()
+            self._scored, self.built = {}, ()
+        self._aside = [seat for seat in self.seats if seat.index not in self._scored] if len(usable) < len(self.seats) else []
         self._share_out(now_s)
         self._plan_probes()
         self._built_at_change = self._changes.count  # after the estimates, which may change nothing but expectations
@@ -230,7 +245,7 @@ class Plan(Generic[C]):
         self._until_s = now_s + REFRESH_S
         self.held_until_s = 0.0
         usable = []
-        for seat in self._seats:
+        for seat in self.seats:
             breaker = seat.live.breaker
             if breaker.admits(now_s):
                 usable.append(seat)
@@ -238,13 +253,13 @@ class Plan(Generic[C]):
                 self._until_s = change_s
         if usable:
             return usable
-        usable = [seat for seat in self._seats if now_s >= seat.live.breaker.held_until_s]
-        if not usable and self._seats:
-            self.held_until_s = min(seat.live.breaker.held_until_s for seat in self._seats)
+        usable = [seat for seat in self.seats if now_s >= seat.live.breaker.held_until_s]
+        if not usable and self.seats:
+            self.held_until_s = min(seat.live.breaker.held_until_s for seat in self.seats)
         return usable
 
     def _share_out(self, now_s: float) -> None:
-        ranked = self._ranked
+        ranked = self.built
         sharing = [seat for seat in ranked if self._scored[seat.index].estimate.known]
         if sharing:
             costs = [self._scored[seat.index].cost for seat in sharing]
@@ -280,18 +295,20 @@ class Plan(Generic[C]):
         """Who is worth trying though it has no share: ejected ones, unknown ones, and those whose best case would win."""
         sharing = {sharer.seat.index for sharer in self._sharers}
         best = min((each.cost for each in self._scored.values() if each.estimate.known), default=None)
-        cheapest = min((seat.price for seat in self._ranked), default=0) + PRICE_FLOOR
-        self._probes = []
-        for seat in self._seats:
+        cheapest = min((seat.price for seat in self.built), default=0) + PRICE_FLOOR
+        found = []
+        for seat in self.seats:
             if seat.index in sharing:
                 continue
             if seat.index not in self._scored:
-                self._probes.append(seat)  # half-open, as soon as its breaker says so
+                found.append(seat)  # half-open, as soon as its breaker says so
             elif best is not None:
                 best_case = quality_of((seat.price + PRICE_FLOOR) / cheapest, 1.0, 1.0, self._board.weights)
                 if best_case < best:
-                    self._probes.append(seat)
-        self._probe_at_s = min((self._due_s(seat) for seat in self._probes), default=float("inf"))
+                    found.append(seat)
+        self._probes = [(self._due_s(seat), seat.index, seat) for seat in found]
+        heapify(self._probes)
+        self._probe_at_s = self._probes[0][0] if found else float("inf")
 
     @staticmethod
     def _due_s(seat: Seat[C]) -> float:
@@ -299,7 +316,7 @@ class Plan(Generic[C]):
 
     def _explore(self, now_s: float) -> tuple[C, ...] | None:
         """An order that begins with an endpoint to find out about, if one is due and there is something left to spend."""
-        seat = min(self._probes, key=self._due_s)
+        seat = self._next_due()
         live = seat.live
         order = None
         if not live.breaker.admits(now_s):
@@ -315,24 +332,32 @@ class Plan(Generic[C]):
                 live.probe_gap_s = min(live.probe_gap_s * 2, PROBE_GAP_S_MAX)
         else:
             live.probe_at_s = now_s + 0.1
-        self._probe_at_s = min(self._due_s(each) for each in self._probes)
+        self._next_due()
         return order
 
+    def _next_due(self) -> Seat[C]:
+        """Who is due first. Without the plan being built anew a time can only move away: another plan may have tried it."""
+        probes = self._probes
+        while (due_s := self._due_s(probes[0][2])) > probes[0][0]:
+            heapreplace(probes, (due_s, *probes[0][1:]))
+        self._probe_at_s = probes[0][0]
+        return probes[0][2]
+
     def _beginning_with(self, seat: Seat[C]) -> tuple[C, ...]:
-        return (seat.choice, *(other.choice for other in self._ranked if other is not seat))
+        return (seat.choice, *[other.choice for other in self.built if other is not seat])
 
     def _with_preferred(self, preferred: Live) -> tuple[C, ...] | None:
-        if len(self._ranked) == 1:
-            return (self._ranked[0].choice,)
-        for seat in self._ranked:
+        if len(self.built) == 1:
+            return (self.built[0].choice,)
+        for seat in self.built:
             if seat.live is preferred:
-                best = self._scored[self._ranked[0].index].cost
+                best = self._scored[self.built[0].index].cost
                 return self._beginning_with(seat) if self._scored[seat.index].cost <= STICKY_COST_TIMES * best else None
         return None
 
     def _without_haste(self, sharer: Sharer[C], now_s: float) -> tuple[C, ...]:
         """The endpoint is at its rate limit: the next best one that is not goes first."""
-        for seat in self._ranked:
+        for seat in self.built:
             if seat is not sharer.seat and seat.live.pace.take(now_s):
                 return self._beginning_with(seat)
         return sharer.order or self._order_of(sharer)

@@ -7,6 +7,7 @@ catalog came. The rest are filtered, and share plans with others whose filters l
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Generic
 
 import msgspec
@@ -14,32 +15,19 @@ import msgspec
 from gateway.domain.catalog import Catalog, Endpoint, Model
 from gateway.domain.errors import GatewayError, NoEndpointAvailable, NoEndpointMatches, Throttled
 from gateway.domain.rules import NO_RULES, AccountRules
+from gateway.routing.arrangement import Arrangements
 from gateway.routing.breaker import BreakerRules
-from gateway.routing.figures import Merged, Observed
-from gateway.routing.filters import (
-    NO_NEEDS,
-    Needs,
-    Traits,
-    in_turn,
-    means,
-    narrow,
-    needs_steps,
-    not_in_service,
-    prefer,
-    rules_steps,
-    traits_of,
-    wishes_steps,
-)
+from gateway.routing.entry import Entry, Masks
+from gateway.routing.figures import Merged, Observed, Tally
+from gateway.routing.filters import NO_NEEDS, Needs, traits_of
+from gateway.routing.known_wishes import Kept, KnownWishes, Wished
 from gateway.routing.live import Changes, Live
 from gateway.routing.plan import Board, C, Plan, Rng, Seat
-from gateway.routing.scorer import Estimate, Weights, score
+from gateway.routing.scorer import Weights
 from gateway.routing.sticky import Stickiness
 from gateway.routing.variants import Resolved, resolve
-from gateway.routing.wishes import NO_WISHES, SortBy, Wishes, is_slow, is_weak
+from gateway.routing.wishes import SortBy
 from gateway.settings import Routing
-
-FILTERING = frozenset({"tools", "tool_choice", "response_format", "verbosity"})  # parameters that filter endpoints unasked
-RULES_MAX = 256  # different account rules whose outcome is kept per model
 
 
 class Explained(msgspec.Struct, frozen=True):
@@ -51,69 +39,6 @@ class Explained(msgspec.Struct, frozen=True):
     share: float  # of traffic without wishes
     cost: float | None  # 1.0: best in everything; None: may not be tried now
     reason: str
-
-
-class Entry(Generic[C]):
-    """One model: its board, its endpoints' traits, and what can be said of requests without wishes ahead of time."""
-
-    __slots__ = (
-        "_of_rules",
-        "_without_rules",
-        "board",
-        "caches",
-        "common",
-        "modalities",
-        "model",
-        "output_max",
-        "prompt_max",
-        "site",
-        "traits",
-    )
-
-    def __init__(self, model: Model, board: Board[C], traits: Sequence[Traits], site: str) -> None:
-        self.model = model
-        self.board = board
-        self.traits = tuple(traits)
-        self.site = site
-        said = [each.parameters for each in self.traits if each.parameters is not None]
-        self.common = frozenset.intersection(*said) if said else FILTERING
-        self.modalities = frozenset(model.input_modalities)
-        self.prompt_max = min((each.prompt_max for each in self.traits), default=0)
-        self.output_max = min((each.output_max for each in self.traits), default=0)
-        self.caches = any(each.caches for each in self.traits)
-        self._of_rules: dict[AccountRules, Plan[C]] = {}
-        self._without_rules: Plan[C] | None = None  # of the commonest rules
-
-    def plan(self, rules: AccountRules) -> Plan[C]:
-        """For requests without wishes. Raises NoEndpointMatches."""
-        if rules is NO_RULES and self._without_rules is not None:
-            return self._without_rules
-        plan = self._of_rules.get(rules)
-        if plan is None:
-            if len(self._of_rules) >= RULES_MAX:
-                self._of_rules.clear()
-            plan = self._of_rules[rules] = self.board.plan(self.mask(rules, NO_WISHES, NO_NEEDS, ()))
-        if rules is NO_RULES:
-            self._without_rules = plan
-        return plan
-
-    def suits_all(self, needs: Needs) -> bool:
-        """Whether no endpoint lacks anything that is needed: then there is nothing to filter."""
-        if needs is NO_NEEDS:
-            return True
-        if needs.prompt_tokens > self.prompt_max or (needs.max_tokens or 0) > self.output_max:
-            return False
-        if not needs.modalities <= self.modalities:
-            return False
-        return needs.parameters.isdisjoint(FILTERING) or needs.parameters & FILTERING <= self.common
-
-    def mask(self, rules: AccountRules, wishes: Wishes, needs: Needs, tiers: Sequence[str]) -> int:
-        """The endpoints that are left, as bits. Raises NoEndpointMatches."""
-        if not self.traits:
-            raise not_in_service(self.model.id, self.site)
-        steps = in_turn([*rules_steps(rules), *wishes_steps(wishes, needs, tiers), *needs_steps(needs)])
-        mask = narrow(self.traits, (1 << len(self.traits)) - 1, steps, model=self.model.id, site=self.site)
-        return prefer(self.traits, mask, needs)
 
 
 class Router(Generic[C]):
@@ -135,12 +60,17 @@ class Router(Generic[C]):
         )
         self.catalog = Catalog(revision="", providers={}, models={})
         self.sticky = Stickiness()
+        self.wishes = KnownWishes()
+        self._masks: Masks = Kept()
+        self._arrangements: Arrangements[C] = Arrangements(self._weights())
 
     # When the catalog comes.
 
     def replace(self, catalog: Catalog, choices: Mapping[str, Sequence[C]]) -> None:
         """Take over a catalog. `choices`: by model id, of the endpoints that are in service. States live on by endpoint id."""
         before, self._entries = self._entries, {}
+        self._masks.clear()
+        self._arrangements.clear()
         for model_id, model in catalog.models.items():
             own = choices.get(model_id, ())
             seats = [Seat(index, choice, self.live(choice.endpoint)) for index, choice in enumerate(own)]
@@ -154,7 +84,7 @@ class Router(Generic[C]):
             if (old := before.get(model_id)) is not None:
                 board.inherit(old.board)
             traits = [traits_of(model, choice.endpoint, catalog.providers[choice.endpoint.provider]) for choice in own]
-            self._entries[model_id] = Entry(model, board, traits, self._site)
+            self._entries[model_id] = Entry(model, board, traits, self._site, self._masks)
         self.catalog = catalog
         gone = self._lives.keys() - {seat.live.endpoint_id for entry in self._entries.values() for seat in entry.board.seats}
         for endpoint_id in gone:
@@ -195,7 +125,7 @@ class Router(Generic[C]):
         Raises NoEndpointMatches (404), Throttled (429: all said when to come back), NoEndpointAvailable (503).
         """
         entry = self._entries[model.id]
-        plan = entry.plan(rules) if entry.suits_all(needs) else entry.board.plan(entry.mask(rules, NO_WISHES, needs, ()))
+        plan = entry.plan(rules) if entry.suits_all(needs) else entry.plan_for(needs, rules)
         preferred = None if conversation is None else self._last_of(conversation, now_s)
         order = plan.choose(now_s, rng, preferred)
         if not order:
@@ -205,7 +135,7 @@ class Router(Generic[C]):
     def rank_as_wished(
         self,
         models: Sequence[Resolved],
-        wishes: Wishes,
+        wished: Wished,
         *,
         now_s: float,
         rng: Rng,
@@ -217,29 +147,30 @@ class Router(Generic[C]):
 
         Raises what `rank` raises, of the first model.
         """
+        if len(models) == 1 and not wished.across_models:
+            entry = self._entries[models[0].model.id]
+            return self._as_wished(entry, models[0], wished, now_s, rng, needs, rules, conversation)
         found: list[tuple[C, ...]] = []
-        pooled: list[tuple[Entry[C], Seat[C]]] = []
+        pool: list[Plan[C]] = []
         first_error: GatewayError | None = None
         for resolved in models:
             entry = self._entries[resolved.model.id]
             try:
-                plan = entry.board.plan(entry.mask(rules, wishes, needs, resolved.tiers))
-                if wishes.across_models:
-                    pooled += [(entry, seat) for seat in plan.ranked(now_s)]
-                    order: tuple[C, ...] = ()
+                if wished.across_models:
+                    plan = entry.plan_as_wished(wished, needs, rules, resolved.tiers)
+                    if not plan.ranked(now_s):
+                        raise _held(plan.held_until_s, now_s)
+                    pool.append(plan)
                 else:
-                    order = self._ordered(entry, plan, wishes, resolved.sort, now_s, rng, conversation)
-                if not order and not pooled:
-                    raise _held(plan.held_until_s, now_s)
+                    found.append(self._as_wished(entry, resolved, wished, now_s, rng, needs, rules, conversation))
             except (NoEndpointMatches, Throttled, NoEndpointAvailable) as error:
                 first_error = first_error or error
-            else:
-                found.append(order)
-        if pooled:
-            found = [self._pooled(pooled, wishes, now_s)]
+        if pool:
+            order = self._arrangements.pooled(pool, wished, now_s)
+            found = [order[:1] if wished.alone else order]
         if not found:
             raise first_error or NoEndpointAvailable("no provider of this model can be tried now", retry_after_s=1.0)
-        return tuple(choice for order in found for choice in order)
+        return found[0] if len(found) == 1 else tuple(chain.from_iterable(found))
 
     def remember(self, conversation: Hashable, choice: C, now_s: float, *, by_session: bool, cached_tokens: int) -> None:
         """After a success: the endpoint now holds the conversation's prompt, as far as it caches at a lower price.
@@ -267,15 +198,19 @@ class Router(Generic[C]):
     def report(self, now_s: float) -> Observed:
         """What to tell control."""
         self._seq += 1
-        tallies = {endpoint_id: tally for endpoint_id, live in self._lives.items() if (tally := live.report(self._seq, now_s)) is not None}
-        states = {endpoint_id: live.breaker.state(now_s) for endpoint_id, live in self._lives.items()}
-        return Observed(
-            self._seq,
-            tallies,
-            {endpoint_id: live.inflight for endpoint_id, live in self._lives.items() if live.inflight},
-            tuple(endpoint_id for endpoint_id, state in states.items() if state == "ejected"),
-            tuple(endpoint_id for endpoint_id, state in states.items() if state == "held"),
-        )
+        tallies: dict[str, Tally] = {}
+        inflight: dict[str, int] = {}
+        ejected, held = list[str](), list[str]()
+        for endpoint_id, live in self._lives.items():
+            if not live.was_called:
+                continue
+            if (tally := live.report(self._seq, now_s)) is not None:
+                tallies[endpoint_id] = tally
+            if live.inflight:
+                inflight[endpoint_id] = live.inflight
+            if (state := live.breaker.state(now_s)) != "closed":
+                (ejected if state == "ejected" else held).append(endpoint_id)
+        return Observed(self._seq, tallies, inflight, tuple(ejected), tuple(held))
 
     def take(self, merged: Merged, edge: str, now_s: float) -> None:
         """Control's push, to the edge of this incarnation."""
@@ -300,82 +235,30 @@ class Router(Generic[C]):
     def _weights(self) -> Weights:
         return Weights(self._settings.price_weight, self._settings.latency_weight, self._settings.throughput_weight)
 
-    def _ordered(
+    def _as_wished(
         self,
         entry: Entry[C],
-        plan: Plan[C],
-        wishes: Wishes,
-        variant: SortBy | None,
+        resolved: Resolved,
+        wished: Wished,
         now_s: float,
         rng: Rng,
+        needs: Needs,
+        rules: AccountRules,
         conversation: Hashable,
     ) -> tuple[C, ...]:
-        sort = wishes.sort_by or variant
-        preferred = None if conversation is None or wishes.order else self._last_of(conversation, now_s)
-        if sort is not None or wishes.order:
-            seats = list(plan.ranked(now_s))
-            if sort is not None:
-                seats = _sorted(entry.board, seats, sort, now_s)
-                seats.sort(key=lambda seat: seat.live is not preferred)
-            seats = _demoted(seats, wishes, now_s)
-            if wishes.order:
-                seats = _in_wished_order(seats, entry.traits, wishes.order)
-            order = tuple(seat.choice for seat in seats)
+        """Of one model; raises what `rank` raises."""
+        plan = entry.plan_as_wished(wished, needs, rules, resolved.tiers)
+        sort: SortBy | None = wished.sort or resolved.sort
+        preferred = None if conversation is None or wished.order else self._last_of(conversation, now_s)
+        if sort is not None or wished.order:
+            order = self._arrangements.order(entry, plan, wished, sort, preferred, now_s)
         else:
             order = plan.choose(now_s, rng, preferred)
-            if wishes.has_thresholds:
-                by_endpoint = {seat.choice.endpoint.id: seat for seat in entry.board.seats}
-                order = tuple(seat.choice for seat in _demoted([by_endpoint[choice.endpoint.id] for choice in order], wishes, now_s))
-        if wishes.allow_fallbacks is False and not wishes.order:
-            order = order[:1]
-        return order
-
-    def _pooled(self, pooled: Sequence[tuple[Entry[C], Seat[C]]], wishes: Wishes, now_s: float) -> tuple[C, ...]:
-        """All models' endpoints in one order."""
-        seats = [seat for _, seat in pooled]
-        estimates = [entry.board.estimate(seat, now_s) for entry, seat in pooled]
-        if (sort := wishes.sort_by) is not None:
-            keys = [_sort_key(sort, seat.price, estimate) for seat, estimate in zip(seats, estimates, strict=True)]
-        else:
-            keys = [(scored.cost,) for scored in score([seat.price for seat in seats], estimates, self._weights())]
-        seats = [seats[i] for i in sorted(range(len(seats)), key=keys.__getitem__)]
-        seats = _demoted(seats, wishes, now_s)
-        return tuple(seat.choice for seat in seats)[: 1 if wishes.allow_fallbacks is False else None]
-
-
-def _sorted(board: Board[C], seats: list[Seat[C]], by: SortBy, now_s: float) -> list[Seat[C]]:
-    return sorted(seats, key=lambda seat: _sort_key(by, seat.price, board.estimate(seat, now_s)))
-
-
-def _sort_key(by: SortBy, price: int, estimate: Estimate) -> tuple[float, ...]:
-    """Ascending; what nobody knows goes last, in the order in which it came: the best first."""
-    unknown = float("inf")
-    if by == "price":
-        return (float(price),)
-    if by == "latency":
-        return (unknown if estimate.first_s is None else estimate.first_s,)
-    if by == "throughput":
-        return (unknown if estimate.token_s is None else estimate.token_s,)
-    return (round(estimate.failure, 2),)  # exacto: who answers most reliably
-
-
-def _demoted(seats: list[Seat[C]], wishes: Wishes, now_s: float) -> list[Seat[C]]:
-    """Those that miss a wished speed go to the end; none is removed."""
-    if not wishes.has_thresholds:
-        return seats
-
-    def misses(seat: Seat[C]) -> bool:
-        first_s, rate = seat.live.percentiles(now_s)
-        return is_slow(first_s, wishes.preferred_max_latency) or is_weak(rate, wishes.preferred_min_throughput)
-
-    return sorted(seats, key=misses)
-
-
-def _in_wished_order(seats: list[Seat[C]], traits: Sequence[Traits], order: Sequence[str]) -> list[Seat[C]]:
-    def place(seat: Seat[C]) -> int:
-        return next((i for i, slug in enumerate(order) if means(slug, traits[seat.index])), len(order))
-
-    return sorted(seats, key=place)
+            if wished.has_thresholds:
+                order = self._arrangements.demoted(plan, wished, order, now_s)
+        if not order:
+            raise _held(plan.held_until_s, now_s)
+        return order[:1] if wished.alone and not wished.order else order
 
 
 def _held(until_s: float, now_s: float) -> GatewayError:

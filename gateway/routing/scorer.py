@@ -49,6 +49,8 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 UNSEEN = Estimate()
+FIRSTS = tuple(Counts._fields.index(name) for name in ("firsts", "first_us", "firsts"))
+TOKENS = tuple(Counts._fields.index(name) for name in ("answers", "gen_us", "tokens"))
 
 
 class Scored(msgspec.Struct, frozen=True):
@@ -71,31 +73,38 @@ def estimate(figures: Figures) -> Estimate:
     longest = windows[-1]
     if longest is NOTHING:
         return UNSEEN
-    first_s = _mean([(window.firsts, window.first_us, window.firsts) for window in windows])
-    token_s = _mean([(window.answers, window.gen_us, window.tokens) for window in windows])
+    first_s = _mean(windows, *FIRSTS)
+    token_s = _mean(windows, *TOKENS)
     known = longest.answers >= KNOWN_SAMPLES  # whole ones: who is fast to the first token may be slow after it
     return Estimate(first_s, token_s, _failure(windows, figures.failures_in_a_row, figures.successes_in_a_row), known)
 
 
-def _mean(windows: list[tuple[int, int, int]]) -> float | None:
-    """Seconds, from (samples, sum in microseconds, divisor) of each window, the shortest first."""
-    samples, total, divisor = windows[-1]
-    if not total or not divisor:
+def _mean(windows: Sequence[Counts], samples: int, total: int, divisor: int) -> float | None:
+    """Seconds. The places of samples, of the sum in microseconds and of what it is divided by are in each window, the shortest first."""
+    longest = windows[-1]
+    if not longest[total] or not longest[divisor]:
         return None
-    mean = total / divisor
-    for samples, total, divisor in windows[-2::-1]:
-        if samples >= 2 and total and divisor and abs(log(total / divisor / mean)) > SURPRISE / sqrt(samples):
-            mean = total / divisor
+    mean = longest[total] / longest[divisor]
+    for window in windows[-2::-1]:
+        number = window[samples]
+        if number < 2 or not window[total] or not window[divisor]:
+            continue
+        own = window[total] / window[divisor]
+        if own != mean and abs(log(own / mean)) > SURPRISE / sqrt(number):
+            mean = own
     return mean / 1e6
 
 
 def _failure(windows: Sequence[Counts], failures_in_a_row: int, successes_in_a_row: int) -> float:
     longest = windows[-1]
-    share = (longest.attempts - longest.ok + PRIOR_FAILED) / (longest.attempts + PRIOR_ATTEMPTS)
+    ok, failed, throttled = longest[:3]
+    share = (failed + throttled + PRIOR_FAILED) / (ok + failed + throttled + PRIOR_ATTEMPTS)
     for window in windows[-2::-1]:
-        attempts = window.attempts
-        bad = attempts - window.ok
-        if attempts >= 2 and abs(bad - attempts * share) > SURPRISE_SIGMAS * sqrt(attempts * share * (1 - share) + 0.25):
+        ok, failed, throttled = window[:3]
+        bad = failed + throttled
+        attempts = ok + bad
+        off = abs(bad - attempts * share)
+        if off > SURPRISE_SIGMAS / 2 and attempts >= 2 and off > SURPRISE_SIGMAS * sqrt(attempts * share * (1 - share) + 0.25):
             share = (bad + PRIOR_FAILED) / (attempts + 2 * PRIOR_FAILED)
     run = failures_in_a_row or successes_in_a_row
     if run < 2:
@@ -150,6 +159,8 @@ def shares(costs: Sequence[float], ramps: Sequence[float], incumbent: int | None
     """
     loyal = [cost * (1 - LOYALTY) if i == incumbent else cost for i, cost in enumerate(costs)]
     found = _spread(loyal)
+    if min(ramps) >= 1.0:  # as nearly always
+        return found
     caps = [1.0 if ramp >= 1.0 else min(max(ramp, RAMP_LEAST), 2 / len(costs)) for ramp in ramps]
     excess = sum(max(0.0, share - cap) for share, cap in zip(found, caps, strict=True))
     if excess <= 0:

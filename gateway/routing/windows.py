@@ -44,6 +44,11 @@ class CountHistory:
         index = bisect_left(self._times, now_s - window_s)
         return self.total.minus(self._before[index]) if index < len(self._times) else NOTHING
 
+    def attempts(self, window_s: float, now_s: float) -> int:
+        """The same of attempts alone."""
+        index = bisect_left(self._times, now_s - window_s)
+        return self.total.attempts - self._before[index].attempts if index < len(self._times) else 0
+
     def windows(self, now_s: float) -> tuple[Counts, Counts, Counts, Counts]:
         """The counts over WINDOWS_S."""
         now, short, minute, long = (self.last(window_s, now_s) for window_s in WINDOWS_S)
@@ -61,23 +66,27 @@ class CountHistory:
 class SketchWindow:
     """One histogram over the last `span_s` seconds, within a tenth."""
 
-    __slots__ = ("_slot_s", "_slots", "_sum")
+    __slots__ = ("_percentiles", "_slot_s", "_slots", "_sum")
 
     def __init__(self, span_s: float) -> None:
         self._slot_s = span_s / SLOTS
         self._slots: deque[tuple[int, Sketch]] = deque()
         self._sum: Sketch = {}
+        self._percentiles: Percentiles | None = None  # of what is in `_sum`; None: to be worked out
 
     def add(self, sketch: Sketch, now_s: float) -> None:
         slot = self._forget(now_s)
         if not self._slots or self._slots[-1][0] != slot:
             self._slots.append((slot, {}))
+        self._percentiles = None
         merge(self._slots[-1][1], sketch)
         merge(self._sum, sketch)
 
     def percentiles(self, now_s: float) -> Percentiles | None:
         self._forget(now_s)
-        return percentiles_of(quantiles(self._sum, SHARES))
+        if self._percentiles is None and self._sum:
+            self._percentiles = percentiles_of(quantiles(self._sum, SHARES))
+        return self._percentiles
 
     def quantiles(self, shares: tuple[float, ...], now_s: float, *, of_at_least: int) -> tuple[float, ...]:
         """Empty where there are fewer values than that."""
@@ -87,6 +96,7 @@ class SketchWindow:
     def _forget(self, now_s: float) -> int:
         slot = int(now_s // self._slot_s)
         while self._slots and self._slots[0][0] <= slot - SLOTS:
+            self._percentiles = None
             remove(self._sum, self._slots.popleft()[1])
         return slot
 
@@ -103,6 +113,10 @@ class EndpointWindows:
 
     def add(self, tally: Tally, now_s: float) -> None:
         self.counts.add(tally.counts, now_s)
+        self.add_sketches(tally, now_s)
+
+    def add_sketches(self, tally: Tally, now_s: float) -> None:
+        """Of a tally whose counts were added, or will be."""
         if tally.first_s:
             self.first_s.add(tally.first_s, now_s)
         if tally.rate:

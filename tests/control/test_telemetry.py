@@ -12,6 +12,7 @@ from gateway.control import telemetry as telemetry_module
 from gateway.control.telemetry import Telemetry
 from gateway.control.totals import render, sum_up
 from gateway.domain.metrics import METRICS, HistogramSample, Samples
+from gateway.edge.telemetry import Telemetry as EdgeTelemetry
 from gateway.log import Log
 
 REQUESTS = "gateway_requests_total"
@@ -181,3 +182,42 @@ def test_five_thousand_series_render_within_100_ms() -> None:
         took_s.append(time.perf_counter() - started_s)
     assert text.count(b"\n") > 5000
     assert min(took_s) < 0.1  # the best of five: other processes of this machine are not what is measured
+
+
+async def test_an_edge_tells_only_what_changed_and_control_shows_all(tmp_path: Path) -> None:
+    """Whatever is counted in between, control's figures are the edge's; a control that has just started is told everything."""
+    rng = random.Random(3)
+    edge = EdgeTelemetry()
+    calls: dict[tuple[str, ...], float] = {("north",): 2.0}
+    edge.gauge("gateway_inflight_attempts", lambda: dict(calls))
+    models = [f"acme/m{number}" for number in range(20)]
+    seconds = [edge.histogram("gen_ai_server_request_duration_seconds", "north", model) for model in models]
+    tokens = [edge.counter("gen_ai_client_token_usage", "north", model, "input") for model in models]
+    control = parts(tmp_path)
+    control.joined("a")
+    control.report("a", edge.changed())
+    for step in range(60):
+        for number in rng.sample(range(20), rng.choice((0, 1, 5))):
+            tokens[number].add(rng.randint(1, 9))
+            seconds[number].observe(rng.choice((0.01, 0.3, 40.0)))
+        calls.pop(rng.choice([("north",), ("south",)]), None)
+        calls[rng.choice([("north",), ("south",)])] = float(step)
+        if rng.random() < 0.5:
+            edge.fold()
+        if rng.random() < 0.1:
+            control = parts(tmp_path / str(step), "control-2")
+            control.joined("a")
+            edge.joined()
+        told = edge.changed()
+        assert len(told.numbers.get("gen_ai_client_token_usage", {})) <= 5 or told.whole
+        control.report("a", told)
+        shown = figures(await control.scrape())
+        for number, model in enumerate(models):
+            of_model = {key: value for key, value in shown.items() if ("model", model) in key[1]}
+            read = [value for (name, _), value in of_model.items() if name == "gen_ai_client_token_usage"]
+            assert read == [tokens[number].value]
+            counts = [value for (name, _), value in of_model.items() if name == "gen_ai_server_request_duration_seconds_count"]
+            assert counts == [float(sum(seconds[number].counts))]
+        inflight = {key[1][0][1]: value for key, value in shown.items() if key[0] == "gateway_inflight_attempts"}
+        assert inflight == {labels[0]: value for labels, value in calls.items()}  # a label that is gone from a gauge is not shown
+    assert edge.changed().histograms == {} and edge.changed().numbers == {}

@@ -254,7 +254,7 @@ def money_code() -> Iterator[tuple[str, ast.AST]]:
     yield "money.py", money
     for tree in functions(GATEWAY / "edge" / "settlement.py", "Bill", "Settlement"):
         yield "settlement.py", tree
-    for tree in functions(GATEWAY / "edge" / "quotes.py", "Quote", "quote", "worst_nanos", "completion_max"):
+    for tree in functions(GATEWAY / "edge" / "quotes.py", "Quote", "quote", "worst_nanos", "prompt_most", "completion_max"):
         yield "quotes.py", tree
     for tree in functions(GATEWAY / "edge" / "admission.py", "hold_at_once", "_try", "_hold", "_refusal"):
         yield "admission.py", tree

@@ -60,7 +60,13 @@ class Reader(Stand):
     async def open_link(self) -> None:
         await super().open_link()
         self.link.on_content = self.contents.put_nowait
-        self.link.on_report = lambda _, samples: self.samples.put_nowait(samples)
+        self.figures = Samples()
+
+        def on_report(_: str, samples: Samples) -> None:
+            self.figures = self.figures.changed_by(samples)
+            self.samples.put_nowait(self.figures)
+
+        self.link.on_report = on_report
 
     async def next(self) -> Content:
         async with asyncio.timeout(10.0):

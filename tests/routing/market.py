@@ -7,7 +7,6 @@ from typing import Any
 
 from gateway.domain.catalog import DataPolicy
 from gateway.domain.rules import AccountRules
-from gateway.routing.wishes import read_wishes
 from tests.routing.scene import Scene, endpoint, model_of
 
 TRAINS = DataPolicy(trains=True, retains=True)
@@ -35,7 +34,7 @@ def order(wishes: dict[str, Any], name: str = "acme/large", *, at: Scene | None 
     at = at or scene()
     found = at.router.rank_as_wished(
         [at.router.resolve(name)],
-        read_wishes(json.dumps(wishes).encode()),
+        at.router.wishes.find(json.dumps(wishes).encode()),
         now_s=at.now_s,
         rng=at.random.random,
         **{"rules": at.rules, **given},

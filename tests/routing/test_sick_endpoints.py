@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from gateway.domain.errors import NoEndpointMatches, Throttled
-from gateway.routing.wishes import NO_WISHES
 from tests.routing.scene import Scene, endpoint, model_of
 
 TWO = model_of([endpoint("a", 1.0), endpoint("b", 1.1)])
@@ -69,7 +68,7 @@ def test_an_ejected_endpoint_comes_back_also_where_all_callers_sort() -> None:
 
     def cheapest_first() -> list[str]:
         resolved = [scene.router.resolve("acme/large:floor")]
-        order = scene.router.rank_as_wished(resolved, NO_WISHES, now_s=scene.now_s, rng=scene.random.random)
+        order = scene.router.rank_as_wished(resolved, scene.router.wishes.find(None), now_s=scene.now_s, rng=scene.random.random)
         return [pick.endpoint.tag for pick in order]
 
     assert cheapest_first() == ["a", "b"]

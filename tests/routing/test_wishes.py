@@ -11,6 +11,7 @@ from gateway.domain.catalog import Price
 from gateway.domain.errors import BadRequest, NoEndpointMatches, UnknownModel, envelope
 from gateway.domain.rules import AccountRules
 from gateway.routing.filters import Needs
+from gateway.routing.known_wishes import Wished
 from gateway.routing.wishes import Cutoffs, Sort, Wishes, read_wishes, routed
 from tests.routing.market import ALL, DATA, MODEL, TRAINING, order, scene
 from tests.routing.scene import Scene, endpoint, model_of
@@ -252,7 +253,7 @@ def two_models() -> Scene:
 
 def across(at: Scene, wishes: Wishes) -> list[str]:
     models = [at.router.resolve("acme/large"), at.router.resolve("acme/small")]
-    return [pick.endpoint.id for pick in at.router.rank_as_wished(models, wishes, now_s=at.now_s, rng=at.random.random)]
+    return [pick.endpoint.id for pick in at.router.rank_as_wished(models, Wished(wishes), now_s=at.now_s, rng=at.random.random)]
 
 
 def test_fallback_models_come_after_every_endpoint_of_the_first() -> None:
