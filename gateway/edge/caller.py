@@ -11,14 +11,14 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterable
 
-from gateway.domain.errors import BadRequest, BodyTooLarge, CallerTimeout, GatewayError, HeadersTooLarge, Overloaded, UriTooLong, envelope
+from gateway.domain.errors import BadRequest, CallerTimeout, GatewayError, HeadersTooLarge, UriTooLong, envelope
+from gateway.edge.body import BodyReader
 from gateway.edge.deadline import Deadline
 from gateway.edge.door import DRAIN_IDLE_S, Door, Exchange
 from gateway.edge.heads import HEAD_BYTES_MAX, LINE_BYTES_MAX, HeadReader, RequestHead, body_length, may_be_head
 from gateway.edge.responses import CONTINUE, LAST_CHUNK, answer_head, chunk, error_headers, stream_head
 from gateway.edge.writes import WriteWatch
 from gateway.settings import Server
-from gateway.wire.framing import CHUNKED, Dechunker, FramingError
 
 AHEAD_BYTES_MAX = 65536  # pipelined requests wait here, unread, until the one before is answered
 WRITE_HIGH_BYTES = 65536  # above this the upstream is paused
@@ -31,9 +31,8 @@ class CallerConnection(asyncio.Protocol):
     """Reads requests one by one and writes their answers."""
 
     __slots__ = (
-        "_ahead", "_between", "_body", "_body_bytes", "_body_max", "_buffer", "_chunked_out", "_dechunker", "_door", "_eof", "_exchange",
-        "_head_only", "_heads", "_held", "_http11", "_keep_alive", "_left", "_lingered", "_loop", "_reading_body",
-        "_scanned", "_settings", "_transport", "_writes", "deadline", "peer",
+        "_ahead", "_between", "_buffer", "_chunked_out", "_door", "_eof", "_exchange", "_head_only", "_heads", "_http11", "_keep_alive",
+        "_lingered", "_loop", "_scanned", "_settings", "_transport", "_writes", "body", "deadline", "peer",
     )  # fmt: skip
 
     def __init__(self, door: Door, settings: Server) -> None:
@@ -49,13 +48,7 @@ class CallerConnection(asyncio.Protocol):
         self._scanned = 0  # bytes of it already searched for its end
         self._ahead = bytearray()
         self._between = True  # requests: what arrives begins the next one
-        self._reading_body = False
-        self._body: list[bytes] = []
-        self._body_bytes = 0
-        self._body_max = settings.body_bytes_max
-        self._held = 0  # bytes of a body in pieces, until its request is answered
-        self._left = 0
-        self._dechunker: Dechunker | None = None
+        self.body = BodyReader(door.bodies, settings.body_bytes_max)
         self._keep_alive = True
         self._http11 = True
         self._head_only = False
@@ -89,7 +82,7 @@ class CallerConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._between:
             self._on_head_bytes(data)
-        elif self._reading_body:
+        elif self.body.reading:
             self._on_body_bytes(data)
         elif self._lingered >= 0:
             self._throw_away(data)
@@ -102,14 +95,14 @@ class CallerConnection(asyncio.Protocol):
         """Who half-closes still gets a whole answer that is paid for; a stream's caller who stops talking has left."""
         self._eof = True
         exchange = self._exchange
-        return not (exchange is None or self._reading_body or exchange.ends_with_eof)
+        return not (exchange is None or self.body.reading or exchange.ends_with_eof)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self.deadline.close()
         if self._writes is not None:
             self._writes.close()
-        self._let_body_go()
+        self.body.let_go()
         self._door.on_closed(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -167,24 +160,24 @@ class CallerConnection(asyncio.Protocol):
         except GatewayError as error:
             self._refuse(error)
             return
-        if self._left:
+        if self.body.left:
             self._heads.remember(head, data)
         self.deadline.clear()
         self._between = False
         exchange = self._exchange = self._door.open_exchange(self, head)
-        if self._left > self._body_max:
-            self._refuse_size()
+        if (refusal := self.body.refusal()) is not None:
+            self._refuse(refusal)
             return
-        if not self._reading_body:
+        if not self.body.reading:
             if rest:
                 self._ahead += rest
             exchange.on_body(b"")
             return
         if rest is None:
-            rest = self._body_from_ahead()
+            rest = self.body.take_from(self._ahead)
         if rest:
             self._on_body_bytes(rest)
-        if self._reading_body and self._exchange is exchange:
+        if self.body.reading and self._exchange is exchange:
             self._await_until(self._settings.request_body_s, self._too_slow)
             exchange.on_body_awaited()
             if "Expect" in head.headers and self._exchange is exchange and not head.http10 and not rest:
@@ -204,69 +197,36 @@ class CallerConnection(asyncio.Protocol):
         return True
 
     def _frame(self, head: RequestHead) -> None:
-        length = body_length(head, self._settings.body_bytes_max)
-        self._dechunker = Dechunker() if length == CHUNKED else None
-        self._left = max(0, length)
-        self._body_max = self._settings.body_bytes_max
-        self._body_bytes = 0
-        self._reading_body = length != 0
+        self.body.begin(body_length(head, self._settings.body_bytes_max))
         self._keep_alive = head.keep_alive
         self._http11 = not head.http10
         self._head_only = head.method == "HEAD"
 
     def _on_body_bytes(self, data: bytes) -> None:
-        dechunker = self._dechunker
-        rest = b""
-        if dechunker is None:
-            if len(data) > self._left:
-                data, rest = data[: self._left], data[self._left :]
-            self._left -= len(data)
-            ended = self._left == 0
-        else:
-            try:
-                data = dechunker.feed(data)
-            except FramingError:
-                self._refuse(BadRequest("the body's chunks are malformed"))
-                return
-            ended, rest = dechunker.done, dechunker.rest
-            if self._body_bytes + len(data) > self._body_max:
-                self._refuse_size()
-                return
-        self._body_bytes += len(data)
-        self._body.append(data)
-        if not ended:
-            if self._door.bodies.take(len(data)):
-                self._held += len(data)
-            else:
-                self._refuse(Overloaded("too many large requests are under way; try again shortly", retry_after_s=1.0))
+        body = self.body
+        try:
+            rest = body.feed(data)
+        except GatewayError as error:
+            self._refuse(error)
             return
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body.clear()
-        self._reading_body = False
+        if body.reading:
+            return
         self.deadline.clear()
         if rest:
             self._ahead[:0] = rest
+        whole = body.take()
         if self._exchange is not None:
-            self._exchange.on_body(body)
-
-    def limit_body(self, bytes_max: int) -> None:
-        """For the exchange that is being opened: what it takes of a body at most."""
-        self._body_max = min(self._body_max, bytes_max)
-
-    def _let_body_go(self) -> None:
-        self._body.clear()  # whose end will not come: a connection is a cycle, which the collector may find much later
-        self._door.bodies.give_back(self._held)
-        self._held = 0
+            self._exchange.on_body(whole)
 
     def _next_request(self) -> None:
         """The answer is complete; go on with what the caller sent meanwhile."""
         self._exchange = None
-        if self._held:
-            self._let_body_go()
+        if self.body.held:
+            self.body.let_go()
         if self._transport is None:
             return
         ending = not self._keep_alive or self._eof
-        if self._reading_body or (ending and self._ahead):  # answered while the caller still sends
+        if self.body.reading or (ending and self._ahead):  # answered while the caller still sends
             self._linger()
         elif ending:
             self.close()
@@ -293,21 +253,14 @@ class CallerConnection(asyncio.Protocol):
             head = bytes(ahead[:end])
             del ahead[:end]  # moves the array's start, not its bytes
             self._on_head(head, None)
-            while ahead and self._reading_body:
-                self._on_body_bytes(self._body_from_ahead())
+            while ahead and self.body.reading:
+                self._on_body_bytes(self.body.take_from(ahead))
         else:
             data = bytes(ahead)
             ahead.clear()
             self._on_head_bytes(data)
         if len(ahead) <= AHEAD_BYTES_MAX and not transport.is_closing() and not transport.is_reading():
             transport.resume_reading()
-
-    def _body_from_ahead(self) -> bytes:
-        """The next bytes of the body that are already here."""
-        size = self._left if self._dechunker is None else WRITE_HIGH_BYTES
-        data = bytes(self._ahead[:size])
-        del self._ahead[:size]
-        return data
 
     # Answering.
 
@@ -377,7 +330,7 @@ class CallerConnection(asyncio.Protocol):
             self.close()
 
     def _may_keep_alive(self) -> bool:
-        return self._keep_alive and not self._reading_body and not self._eof and not self._door.draining
+        return self._keep_alive and not self.body.reading and not self._eof and not self._door.draining
 
     def _write(self, data: bytes) -> None:
         transport = self._transport
@@ -399,16 +352,11 @@ class CallerConnection(asyncio.Protocol):
         self._write(answer_head(error.http_status, len(body), (), "application/json", close=True) + body)
         self._linger()
 
-    def _refuse_size(self) -> None:
-        self._refuse(BodyTooLarge(f"the body is larger than {self._body_max} bytes"))
-
     def _linger(self) -> None:
         """Closing while the caller still sends would reset the connection and lose the answer on its way."""
-        self._body.clear()
+        self.body.end()
         self._buffer.clear()
         self._ahead.clear()
-        self._reading_body = False
-        self._dechunker = None
         self._between = False
         self._lingered = 0
         transport = self._transport

@@ -44,7 +44,7 @@ class Passage(CallListener):
         self._begun = False
         self._length = -1
         self._status = 0
-        caller.limit_body(BODY_BYTES_MAX)
+        caller.body.limit(BODY_BYTES_MAX)
         self.ends_with_eof = False  # who only half-closed still gets the answer
 
     def on_body_awaited(self) -> None:
