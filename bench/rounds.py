@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -34,6 +35,7 @@ CONNECTIONS = 64
 OPEN_SHARE = 0.6  # of what the subject did in the closed loop of the same round
 WARM_UP_S = 1
 OFF = "gateway-off"
+OURS = ("direct", "gateway", OFF)
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -108,6 +110,7 @@ class Rounds:
             place = await self._place(stack)
             for name in self._wish.only:
                 await self._admit(name, place)
+            stack.callback(self._signal_peers, signal.SIGCONT)  # or they would not hear that they are to end
             for subject in list(self.subjects):
                 async with self._surviving(subject):
                     await self._load(subject.target(stream=False), WARM_UP_S)
@@ -154,7 +157,7 @@ class Rounds:
         print(f"probe {subject.name} {subject.version}: {f'{events} events' if stream else 'JSON'} ok", file=sys.stderr)
 
     def _without(self, name: str, what: str, error: Exception) -> None:
-        if name in ("direct", "gateway", OFF):
+        if name in OURS:
             raise error
         self.unavailable[what] = (str(error) or type(error).__name__)[-500:]
         print(f"without {what}: {error}", file=sys.stderr)
@@ -196,12 +199,22 @@ class Rounds:
 
     @asynccontextmanager
     async def _surviving(self, subject: Subject) -> AsyncIterator[None]:
-        """A peer that dies, or cannot be reached, under load is reported and takes no part from here on; ours must not."""
+        """A peer that dies, or cannot be reached, under load is reported and takes no part from here on; ours must not.
+
+        Peers stand still while others are measured: some go on for minutes with streams that nobody waits for any more.
+        """
         try:
+            _signal(subject, signal.SIGCONT)
             yield
+            _signal(subject, signal.SIGSTOP)
         except (psutil.Error, RuntimeError, OSError, ExceptionGroup) as error:
             self._without(subject.name, f"{subject.name} from here on", error)
             self.subjects.remove(subject)
+
+    def _signal_peers(self, number: signal.Signals) -> None:
+        for subject in self.subjects:
+            with suppress(psutil.Error):
+                _signal(subject, number)
 
     def _note(self, sample: Sample) -> None:
         self.samples.append(sample)
@@ -273,6 +286,14 @@ def _sample(kind: str, subject: Subject, number: int, report: Report, cpu_us: di
         cpu_us=sum(cpu_us.values()), cpu_us_by_process=cpu_us, errors=report.errors,
         latency_ms_p50=report.latency_ms_p50, latency_ms_p99=report.latency_ms_p99,
     )  # fmt: skip
+
+
+def _signal(subject: Subject, number: signal.Signals) -> None:
+    """To all processes of a peer. Raises psutil.Error."""
+    if subject.name not in OURS:
+        process = psutil.Process(subject.pid)
+        for each in (process, *process.children(recursive=True)):
+            each.send_signal(number)
 
 
 def each_us(before: dict[str, float], after: dict[str, float], count: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ import msgspec
 
 from gateway.edge.snapshots import Choice
 from gateway.wire.envelope import Envelope
+from gateway.wire.media import UNKNOWN_TOKENS
 
 MESSAGE_TOKENS = 16  # what a chat template may add around each message
 
@@ -27,25 +28,29 @@ def quote(envelope: Envelope, choices: Sequence[Choice]) -> Quote:
     """What to hold for these choices.
 
     The prompt is held at a token per byte however large the balance: at an estimate, as many callers at once as a
-    balance has holds for could spend four times of it.
+    balance has holds for could spend four times of it. Where nobody knows how long it is, as much is held as an endpoint may say to
+    have read.
     """
     prompt_tokens = prompt_most(envelope)
+    is_known = prompt_tokens < UNKNOWN_TOKENS
     most, dearest, completion = -1, choices[0], 0
     for choice in choices:
         tokens = completion_max(envelope, choice)
-        nanos = choice.worst.nanos(prompt_tokens, tokens, envelope.images)
+        nanos = choice.worst.nanos(prompt_tokens if is_known else choice.prompt_tokens_most, tokens, envelope.images)
         if nanos > most:
             most, dearest, completion = nanos, choice, tokens
     is_free = most == 0 and all(choice.endpoint.price.is_zero for choice in choices)
-    return Quote(most, completion, prompt_tokens, dearest, envelope.images, is_free)
+    return Quote(most, completion, prompt_tokens if is_known else dearest.prompt_tokens_most, dearest, envelope.images, is_free)
 
 
 def worst_nanos(envelope: Envelope, choices: Sequence[Choice]) -> int:
     """The quote's amount alone."""
+    prompt_tokens, images, most = prompt_most(envelope), envelope.images, 0
+    if prompt_tokens >= UNKNOWN_TOKENS:
+        return quote(envelope, choices).nanos
     rivals = choices[0].rivals
     if len(choices) == rivals.number and not envelope.models:  # all of one model, so only its dearest ones need be asked
         choices = rivals.dearest
-    prompt_tokens, images, most = prompt_most(envelope), envelope.images, 0
     for choice in choices:
         nanos = choice.worst.nanos(prompt_tokens, completion_max(envelope, choice), images)
         if nanos > most:
@@ -54,7 +59,7 @@ def worst_nanos(envelope: Envelope, choices: Sequence[Choice]) -> int:
 
 
 def prompt_most(envelope: Envelope) -> int:
-    """The most tokens that the prompt may have, with what a template adds."""
+    """The most tokens that the prompt may have, with what a template adds; UNKNOWN_TOKENS and more: nobody knows."""
     return envelope.prompt_bytes_max + MESSAGE_TOKENS * (envelope.messages or 1)
 
 

@@ -14,10 +14,10 @@ from typing import Annotated, Literal, get_args
 import msgspec
 
 from gateway.domain.errors import BadRequest
+from gateway.wire.media import tokens_beyond
 from gateway.wire.unserved import NO_PRESETS, SERVER_TOOL, Plugin, require_no_server_tools, require_served_plugins
 
 NESTING_MAX = 128
-MEDIA_TOKENS_MAX = 4096  # held for an image, a sound or a file; providers count 85 to 3,000 for an image
 MEMBERS_MAX = 1024  # at the top level: each costs time of its own, and no API has a tenth as many
 _TOO_DEEP = f"the body is nested deeper than {NESTING_MAX} levels"
 
@@ -302,7 +302,7 @@ def _said(messages: list[Message], raw: msgspec.Raw) -> tuple[int, int, int, fro
                     text_bytes += _text_bytes(part.text)
                 else:
                     media = (part.image_url, part.input_audio, part.file, part.video_url, part.input_video)
-                    media_more += MEDIA_TOKENS_MAX - sum([len(each) for each in media if each is not msgspec.UNSET])
+                    media_more += tokens_beyond([each for each in media if isinstance(each, msgspec.Raw)], part.type)
                     images += part.type == "image_url"
                     kinds.add(part.type)
     modalities = frozenset([_MODALITIES[kind] for kind in kinds if kind in _MODALITIES]) if kinds else _NO_NAMES

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.domain.errors import BadRequest
-from gateway.wire.envelope import MEDIA_TOKENS_MAX, parse
+from gateway.wire.envelope import parse
+from gateway.wire.media import MEDIA_TOKENS_MAX, UNKNOWN_TOKENS
 from tests.decisions.bodies import MESSAGES, PLAIN, M, body_with, loads, refusal, sent
 from tests.timing import again_if_untimely, in_time
 
@@ -260,6 +261,35 @@ def test_an_image_hides_no_text_from_the_hold(beside: list[dict[str, Any]]) -> N
     alone, together = (parse(json.dumps({"model": "a/b", "messages": each}).encode(), "chat") for each in ([image], [image, *beside]))
     assert alone.prompt_bytes_max < MEDIA_TOKENS_MAX + 200
     assert together.prompt_bytes_max >= alone.prompt_bytes_max + len(TEXT)
+
+
+DATA = "data:application/pdf;base64," + "A" * 20_000
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": DATA}},
+        {"type": "input_audio", "input_audio": {"data": "A" * 20_000, "format": "wav"}},
+        {"type": "video_url", "video_url": {"url": DATA.replace("application/pdf", "video/mp4")}},
+    ],
+)
+def test_a_file_that_is_here_is_held_for_by_its_bytes(part: dict[str, Any]) -> None:
+    body = json.dumps({"model": "a/b", "messages": [{"role": "user", "content": [part]}]}).encode()
+    assert 20_000 < parse(body, "chat").prompt_bytes_max < len(body)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": "https://example.com/a.pdf"}},
+        {"type": "file", "file": {"file_id": "file-1"}},
+        {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}},
+    ],
+)
+def test_what_is_only_referred_to_may_be_as_long_as_any_prompt(part: dict[str, Any]) -> None:
+    body = json.dumps({"model": "a/b", "messages": [{"role": "user", "content": [part]}]}).encode()
+    assert parse(body, "chat").prompt_bytes_max >= UNKNOWN_TOKENS
 
 
 @pytest.mark.parametrize(
