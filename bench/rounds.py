@@ -213,8 +213,7 @@ class Rounds:
 
     def _signal_peers(self, number: signal.Signals) -> None:
         for subject in self.subjects:
-            with suppress(psutil.Error):
-                _signal(subject, number)
+            _signal(subject, number)
 
     def _note(self, sample: Sample) -> None:
         self.samples.append(sample)
@@ -289,8 +288,10 @@ def _sample(kind: str, subject: Subject, number: int, report: Report, cpu_us: di
 
 
 def _signal(subject: Subject, number: signal.Signals) -> None:
-    """To all processes of a peer. Raises psutil.Error."""
-    if subject.name not in OURS:
+    """To all processes of a peer; one that has died is found out by whoever measures it."""
+    if subject.name in OURS:
+        return
+    with suppress(psutil.Error):
         process = psutil.Process(subject.pid)
         for each in (process, *process.children(recursive=True)):
             each.send_signal(number)
