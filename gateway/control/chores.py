@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from gateway.domain.errors import StoreUnavailable
 from gateway.log import Log, exception_fields
 
+DAY_MS = 86_400_000  # by which chores tell what is old
 PERIOD_S = 3600.0
 RETRY_S = 60.0
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from gateway.control.chores import DAY_MS
 from gateway.control.store import Store
 from gateway.domain.money import format_usd
 from gateway.log import Log
-
-DAY_MS = 86_400_000
 
 
 class Expiry:

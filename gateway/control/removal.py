@@ -10,11 +10,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+from gateway.control.chores import DAY_MS
 from gateway.control.store import Store
 from gateway.domain.errors import StoreUnavailable
 from gateway.log import Log
 
-DAY_MS = 86_400_000
 CHUNK = 500  # generations in one transaction
 REST = 4.0  # times as long as a chunk took, before the next one
 REST_S_MIN = 0.05

@@ -22,7 +22,6 @@ from gateway.edge.upstream import CallListener
 from gateway.ledger.book import Hold
 from gateway.ledger.pricing import Cost, cost
 from gateway.routing.wishes import read_wishes
-from gateway.wire.completion import normal_finish
 from gateway.wire.envelope import Envelope
 from gateway.wire.prefill import REPEATS, continued, spelled
 from gateway.wire.transcript import TranscribingSplicer, Transcript
@@ -240,14 +239,3 @@ class ContinuableAttempt(StreamAttempt):
 
     def final_event(self, usage: bytes) -> bytes:
         return self._splicer.final_event(usage)
-
-    def _fail(self, error: GatewayError) -> None:
-        said = self._splicer.finish_reason
-        if self.ended or not self.committed or said is None or normal_finish(said) == "error":
-            super()._fail(error)
-            return
-        # The caller has the whole answer and the word of its end: only what follows that was lost.
-        call, self._call = self._call, None
-        if call is not None:
-            call.cancel()
-        self._on_done(b"")

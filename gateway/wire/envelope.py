@@ -170,19 +170,14 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
 
 def parse(body: bytes, kind: Kind) -> Envelope:
     """Read a request body. Raises BadRequest, naming the field and what it must be, never echoing it."""
-    fields = _split(body)
-    passed, size = _passed(fields)
-    # Without space between its parts there is no room for a part that was not kept.
-    if len(body) != size and not _is_spaced(body, fields) and repeats_key(body, fields):
-        raise BadRequest("the body repeats a top-level key")
+    fields, passed = _split(body)
     try:
         known = _known_decoder.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
         raise _complaint(error) from None
     model, models = known.model, known.models
     if models:
-        names = [name for name in (model, *models) if name]
-        model, models = names[0], list(dict.fromkeys([name for name in names[1:] if name != names[0]]))
+        model, *models = dict.fromkeys([name for name in (model, *models) if name])  # each once
     if not model:
         raise BadRequest("model is required: a string such as author/name")
     if known.plugins:
@@ -209,7 +204,7 @@ def parse(body: bytes, kind: Kind) -> Envelope:
     if known.tools is not None:
         tools = fields["tools"]
         bytes_max += len(tools)
-        if SERVER_TOOL in bytes(tools):
+        if bytes(tools).find(SERVER_TOOL) >= 0:
             require_no_server_tools(tools)
     if known.response_format is not None:
         bytes_max += len(fields["response_format"])
@@ -238,7 +233,8 @@ def parse(body: bytes, kind: Kind) -> Envelope:
     )
 
 
-def _split(body: bytes) -> dict[str, msgspec.Raw]:
+def _split(body: bytes) -> tuple[dict[str, msgspec.Raw], list[bytes | msgspec.Raw]]:
+    """The members of the body, each named once, and what of it passes on. Raises BadRequest."""
     if not body.isascii():
         try:
             body.decode()
@@ -254,7 +250,11 @@ def _split(body: bytes) -> dict[str, msgspec.Raw]:
         raise BadRequest(_TOO_DEEP) from None
     if len(fields) > MEMBERS_MAX:
         raise BadRequest(f"the body has more than {MEMBERS_MAX} top-level keys")
-    return fields
+    passed, size = _passed(fields)
+    # Without space between its parts there is no room for a part that was not kept.
+    if len(body) != size and not _is_spaced(body, fields) and repeats_key(body, fields):
+        raise BadRequest("the body repeats a top-level key")
+    return fields, passed
 
 
 def _complaint(error: Exception) -> BadRequest:

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from gateway.control.chores import DAY_MS
 from gateway.control.content import ContentUnreadable, Exchange, Rotated
 from gateway.control.content import intake as intake_module
 from gateway.control.content.file import CHUNK
-from gateway.control.content.retention import DAY_MS, Retention
+from gateway.control.content.retention import Retention
 from gateway.control.content.store import ROTATED_AT_ONCE
 from gateway.domain.content_keys import ContentKey, new_key, read_keys
 from gateway.domain.errors import StoreUnavailable

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.control.administration import Administration, NewAccount, NewCredits
+from gateway.control.chores import DAY_MS
 from gateway.control.content.store import ContentStore
-from gateway.control.expiry import DAY_MS, Expiry
+from gateway.control.expiry import Expiry
 from gateway.control.fees import purchase_fee_nanos
 from gateway.control.store import Account, CreditChange, Credits, LeaseRow
 from gateway.control.store.sqlite import SqliteStore

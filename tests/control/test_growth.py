@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 import pytest
 
-from gateway.control.removal import DAY_MS
+from gateway.control.chores import DAY_MS
 from gateway.control.store import JournalSlice
 from gateway.control.store.sqlite import SqliteStore, verification
 from tests.control.books import USD, Books

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from gateway.control import removal as removal_module
+from gateway.control.chores import DAY_MS
 from gateway.control.erasure import Erasure
-from gateway.control.removal import DAY_MS, Removal
+from gateway.control.removal import Removal
 from gateway.control.store.sqlite import verification
 from gateway.domain.errors import StoreUnavailable
 from gateway.domain.generation import Generation

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway.control.removal import DAY_MS
+from gateway.control.chores import DAY_MS
 from gateway.control.store import JournalSlice, LedgerReport
 from gateway.control.store.sqlite import SqliteStore
 from gateway.link.runtime import ADMIN

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from gateway.control.chores import DAY_MS
 from gateway.control.content.store import ContentStore
 from gateway.log import Log
-
-DAY_MS = 86_400_000
 
 
 class Retention:
